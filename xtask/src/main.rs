@@ -1,1 +1,119 @@
-fn main() {}
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | demo | test`.
+//!
+//! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
+//! 2: bad input or a missing part.
+
+mod demo;
+mod device;
+mod doctor;
+mod error;
+mod pipeline;
+mod process;
+mod ptx;
+mod ptxas;
+mod setup;
+mod suite;
+mod summary;
+mod version;
+mod wheels;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::setup::Purpose;
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Project tasks",
+    version,
+    after_help = "Examples:\n  cargo xtask demo                  the main job on this machine, no GPU needed\n  \
+                  cargo xtask test                  everything, with what it needs set up first\n  \
+                  cargo xtask doctor                what is here, what is missing, how to get it\n\n\
+                  Exit codes: 0 success; 1 done, and the answer is bad; 2 bad input or a missing part."
+)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, pinned; a second run does nothing
+    #[command(
+        after_help = "Examples:\n  cargo xtask setup                       all that `cargo xtask test` uses\n  \
+                            cargo xtask setup --for build-ptx       the device compiler and ptxas only\n\n\
+                            Files from PyPI are pinned by sha256 and lie in target/psa-tools; the device compiler comes from apt\n\
+                            (or is a rustup nightly where there is no apt). The crates themselves need none of this."
+    )]
+    Setup {
+        /// What to prepare for
+        #[arg(long = "for", value_name = "PURPOSE", value_enum, default_value = "test")]
+        purpose: Purpose,
+    },
+    /// Show what is here, what is missing, what for, and how to get it
+    #[command(
+        after_help = "Examples:\n  cargo xtask doctor\n  cargo xtask doctor --json | jq -r 'select(.ok | not) | .part + \": \" + .remedy'\n\n\
+                            Exits with 1 only if something is missing that building or `cargo xtask demo` needs."
+    )]
+    Doctor {
+        /// One JSON object a part, one a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Compile kernels-gpu to PTX, finish it, lint it, write PTX and manifest
+    #[command(
+        after_help = "Examples:\n  cargo xtask build-ptx                     write kernels-gpu/ptx\n  \
+                            cargo xtask build-ptx --check             fail if the committed files are not what the sources give\n  \
+                            cargo xtask build-ptx --check --verify    also assemble for every GPU generation; fail on a spill"
+    )]
+    BuildPtx {
+        /// Compare with the committed files instead of writing them
+        #[arg(long)]
+        check: bool,
+        /// Assemble with ptxas for sm_80, 86, 89, 90, 100 and 120, show registers and spills
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Run the main job on bundled data: builds psa and runs `psa demo`
+    #[command(
+        after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo -- --help      what `psa demo` accepts"
+    )]
+    Demo {
+        /// Passed to `psa demo`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
+    /// Set up what is needed, then run all tests of all crates and check the PTX
+    #[command(
+        after_help = "Examples:\n  cargo xtask test\n  cargo xtask test --quick        a few minutes, installs nothing\n\n\
+                            The last line of stdout is `N passed, N failed`."
+    )]
+    Test {
+        /// Leave out PyTorch and long property tests, and the PTX check where its tools are missing
+        #[arg(long)]
+        quick: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let workspace = Workspace::locate();
+    let outcome = match Cli::parse().task {
+        Task::Setup { purpose } => setup::setup(&workspace, purpose),
+        Task::Doctor { json } => doctor::doctor(&workspace, json),
+        Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::Demo { arguments } => demo::demo(&workspace, &arguments),
+        Task::Test { quick } => suite::test(&workspace, quick),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
