@@ -47,6 +47,22 @@ pub enum Error {
         /// What to try.
         remedy: String,
     },
+    /// An installer (apt, pip, rustup) ended with a failure.
+    #[error("`{command}` failed ({status})\n  remedy: {remedy}")]
+    Install {
+        /// The command line.
+        command: String,
+        /// Its exit status.
+        status: std::process::ExitStatus,
+        /// What to try.
+        remedy: String,
+    },
+    /// `psa demo` failed, after its own message.
+    #[error("`psa demo` ended with exit code {code}")]
+    Demo {
+        /// Its exit code, which becomes ours.
+        code: u8,
+    },
     /// A downloaded file is not the pinned one.
     #[error(
         "{file} is not the pinned file and was not installed\n  sha256 expected: {expected}\n  sha256 found:    {found}\n  \
@@ -103,6 +119,7 @@ impl Error {
     /// 1: done, and the answer is bad. 2: bad input or a missing part.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Error::Demo { code } => *code,
             Error::Command { .. }
             | Error::HashMismatch { .. }
             | Error::Stale(_)
@@ -110,6 +127,7 @@ impl Error {
             | Error::TestsFailed { .. }
             | Error::Unhealthy(_) => 1,
             Error::Missing { .. }
+            | Error::Install { .. }
             | Error::Io { .. }
             | Error::Spawn { .. }
             | Error::Requirement { .. }

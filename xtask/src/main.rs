@@ -22,6 +22,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::error::Error;
 use crate::setup::Purpose;
 use crate::workspace::Workspace;
 
@@ -112,7 +113,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Failed tests end with their summary line, and nothing after it.
+            if !matches!(error, Error::TestsFailed { .. }) {
+                eprintln!("error: {error}");
+            }
             ExitCode::from(error.exit_code())
         }
     }

@@ -36,6 +36,19 @@ pub fn run(command: &mut Command, remedy: &str) -> Result<()> {
     check(command, status, remedy)
 }
 
+/// As [`run`], for an installer: its failure means that a part is missing, not that an answer is bad.
+pub fn install(command: &mut Command, remedy: &str) -> Result<()> {
+    run(command, remedy).map_err(as_install)
+}
+
+/// Turns the failure of a program into that of an installer.
+pub fn as_install(error: Error) -> Error {
+    match error {
+        Error::Command { command, status, remedy } => Error::Install { command, status, remedy },
+        other => other,
+    }
+}
+
 /// Runs to the end, shows stderr as it comes and returns it as well, whatever the exit status.
 pub fn run_keeping_stderr(command: &mut Command) -> Result<(std::process::ExitStatus, String)> {
     if let Ok(stderr) = std::io::stderr().as_fd().try_clone_to_owned() {
@@ -55,17 +68,20 @@ pub fn run_keeping_stderr(command: &mut Command) -> Result<(std::process::ExitSt
     Ok((status, kept))
 }
 
-/// Runs to the end, passes stdout through line by line and shows each line to `see`.
-pub fn stream(command: &mut Command, mut see: impl FnMut(&str)) -> Result<std::process::ExitStatus> {
+/// Runs to the end, copies its stdout to `out` line by line and shows each line to `see`.
+pub fn stream(
+    command: &mut Command,
+    out: &mut dyn Write,
+    mut see: impl FnMut(&str),
+) -> Result<std::process::ExitStatus> {
     command.stdout(Stdio::piped());
     let mut child = command.spawn().map_err(|source| spawn_error(command, source))?;
     if let Some(pipe) = child.stdout.take() {
-        let mut out = std::io::stdout();
         let mut reader = BufReader::new(pipe);
         let mut line = Vec::new();
         // Bytes, not `lines()`: a test may print anything, and a line that is not UTF-8 must not end the copy.
         while reader.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
-            // A closed stdout (`| head`) is no reason to stop the tests: the count goes on.
+            // A closed output (`| head`) is no reason to stop the tests: the count goes on.
             let _ = out.write_all(&line).and_then(|()| out.flush());
             see(&String::from_utf8_lossy(&line));
             line.clear();

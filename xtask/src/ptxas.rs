@@ -20,6 +20,8 @@ pub const TARGETS: [u32; 6] = [80, 86, 89, 90, 100, 120];
 /// One kernel's resources on one target.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
+    /// Whether it is a kernel; otherwise a device function that was not inlined.
+    pub kernel: bool,
     /// Registers a thread.
     pub registers: u32,
     /// Bytes of stack a thread.
@@ -92,7 +94,7 @@ pub fn parse(said: &str) -> Report {
         let text = line.split_once(':').map_or(line, |(_, rest)| rest).trim();
         if let Some(rest) = text.strip_prefix("Compiling entry function '") {
             current = rest.split('\'').next().unwrap_or(rest).to_owned();
-            report.entry(current.clone()).or_default();
+            report.entry(current.clone()).or_default().kernel = true;
         } else if let Some(name) = text.strip_prefix("Function properties for ") {
             current = name.trim().trim_matches('\'').to_owned();
             report.entry(current.clone()).or_default();
@@ -139,11 +141,13 @@ fn targets(reports: &[(u32, Report)]) -> String {
 
 /// A row a kernel: registers on each target, then the largest spill, stack and shared memory of all.
 fn table(reports: &[(u32, Report)]) -> String {
-    let mut names: Vec<&str> =
-        reports.iter().flat_map(|(_, report)| report.keys().map(String::as_str)).collect();
+    let kernels = |(_, report): &'_ (u32, Report)| -> Vec<String> {
+        report.iter().filter(|(_, usage)| usage.kernel).map(|(name, _)| name.clone()).collect()
+    };
+    let mut names: Vec<String> = reports.iter().flat_map(kernels).collect();
     names.sort_unstable();
     names.dedup();
-    let width = names.iter().map(|name| name.len()).max().unwrap_or(0).max("kernel".len());
+    let width = names.iter().map(String::len).max().unwrap_or(0).max("kernel".len());
     let mut text = String::new();
     let _ = write!(text, "{:width$}", "kernel");
     for (sm, _) in reports {
@@ -154,7 +158,7 @@ fn table(reports: &[(u32, Report)]) -> String {
         let _ = write!(text, "{name:width$}");
         let mut worst = Usage::default();
         for (_, report) in reports {
-            match report.get(name) {
+            match report.get(&name) {
                 Some(usage) => {
                     let _ = write!(text, "  {:>6}", usage.registers);
                     worst.spill_stores = worst.spill_stores.max(usage.spill_stores + usage.spill_loads);
@@ -195,9 +199,16 @@ ptxas info    : Used 24 registers, used 0 barriers
         assert_eq!(report.len(), 2);
         assert_eq!(
             report["psa_attend_d128"],
-            Usage { registers: 168, stack: 16, spill_stores: 8, spill_loads: 12, shared: 49152 }
+            Usage {
+                kernel: true,
+                registers: 168,
+                stack: 16,
+                spill_stores: 8,
+                spill_loads: 12,
+                shared: 49152
+            }
         );
-        assert_eq!(report["psa_append"], Usage { registers: 24, ..Usage::default() });
+        assert_eq!(report["psa_append"], Usage { kernel: true, registers: 24, ..Usage::default() });
     }
 
     #[test]
@@ -206,6 +217,15 @@ ptxas info    : Used 24 registers, used 0 barriers
         assert!(spills(&[(80, parse(&clean))]).is_empty());
         let found = spills(&[(80, parse(&clean)), (90, parse(SAID))]);
         assert_eq!(found, ["psa_attend_d128 on sm_90: 8 bytes stored, 12 bytes loaded"]);
+    }
+
+    #[test]
+    fn a_spill_in_a_device_function_counts_though_the_table_lists_kernels_only() {
+        let said = "ptxas info    : Function properties for helper\n    \
+                    0 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads\n";
+        let reports = [(80, parse(said))];
+        assert_eq!(spills(&reports).len(), 1);
+        assert!(!table(&reports).contains("helper"));
     }
 
     #[test]

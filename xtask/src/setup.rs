@@ -196,8 +196,17 @@ fn install_device_compiler() -> Result<bool> {
     if process::on_path("rustup").is_some() {
         eprintln!("==> device compiler: installing the rustup toolchain {NIGHTLY} with rust-src");
         let mut command = Command::new("rustup");
-        command.args(["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"]);
-        process::run(&mut command, "is static.rust-lang.org reachable? Then run the command again")?;
+        command.args([
+            "toolchain",
+            "install",
+            NIGHTLY,
+            "--profile",
+            "minimal",
+            "--component",
+            "rust-src",
+            "--no-self-update",
+        ]);
+        process::install(&mut command, "is static.rust-lang.org reachable? Then run the command again")?;
         if DeviceCompiler::find().is_some() {
             return Ok(true);
         }
@@ -245,7 +254,7 @@ impl Apt {
 
     fn update(&self) -> Result<()> {
         eprintln!("==> apt-get update: the package lists are missing or old");
-        process::run(self.command().arg("update"), "check the network and /etc/apt/sources.list")
+        process::install(self.command().arg("update"), "check the network and /etc/apt/sources.list")
     }
 
     fn install(&self, packages: &[&str], why: &str) -> Result<()> {
@@ -255,7 +264,7 @@ impl Apt {
         }
         let mut command = self.command();
         command.args(["install", "--yes", "--no-install-recommends"]).args(packages);
-        process::run(&mut command, "read apt's message above; `apt-get update` and run the command again")
+        process::install(&mut command, "read apt's message above; `apt-get update` and run the command again")
     }
 
     fn candidate_text(&self, package: &str) -> Option<String> {

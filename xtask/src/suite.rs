@@ -4,6 +4,7 @@
 //! and against ptxas. A stage that breaks without a failed test (a compile error, stale PTX) counts as
 //! one failure, so that the summary never reads as a success. Later stages run all the same.
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
@@ -21,34 +22,36 @@ const TORCH_PACKAGE: &str = "psa-torch-oracle";
 
 /// Runs `test`; prints the summary as the last line of stdout.
 pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
-    let mut suite = Suite { started: Instant::now(), summary: Summary::default(), stage: 0 };
-    let device_tools = if quick {
-        DeviceCompiler::find().is_some() && CUDA_TOOLS.installed(workspace)
-    } else {
+    let mut suite = Suite::new(Box::new(std::io::stdout()));
+    if !quick {
         suite.heading("setting up what the tests need");
-        setup::setup(workspace, Purpose::Test)?;
-        true
-    };
+        // What cannot be installed is a failure, but no reason to leave out what needs nothing.
+        if let Err(error) = setup::setup(workspace, Purpose::Test) {
+            suite.broken(&error.to_string());
+        }
+    }
 
     suite.heading("all crates");
     suite.cargo_test(workspace.root(), &[], quick)?;
 
     if quick {
         suite.heading("PyTorch oracle: left out (--quick)");
-    } else {
+    } else if LIBTORCH.installed(workspace) {
         suite
             .heading(&format!("PyTorch oracle (libtorch in {})", workspace.show(&LIBTORCH.place(workspace))));
         suite.cargo_test(workspace.root(), &["-p", TORCH_PACKAGE], quick)?;
+    } else {
+        suite.heading("PyTorch oracle: not run, libtorch could not be installed (see above)");
     }
 
-    if device_tools {
+    if DeviceCompiler::find().is_some() && CUDA_TOOLS.installed(workspace) {
         suite.heading("committed PTX: same as the sources give, assembled for every target");
         if let Err(error) = ptx::build_ptx(workspace, Options { check: true, verify: true }) {
             suite.broken(&error.to_string());
         }
     } else {
         suite.heading(
-            "committed PTX: left out, the device compiler or ptxas is missing (`cargo xtask setup --for build-ptx`)",
+            "committed PTX: not checked, the device compiler or ptxas is missing (`cargo xtask setup --for build-ptx`)",
         );
     }
     suite.heading("done");
@@ -60,19 +63,31 @@ pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
 }
 
 struct Suite {
+    /// Where headings and the runners' output go; not stdout in our own tests, whose made-up result lines an
+    /// outer `cargo xtask test` would count.
+    out: Box<dyn Write>,
     started: Instant,
     summary: Summary,
     stage: u32,
 }
 
 impl Suite {
+    fn new(out: Box<dyn Write>) -> Suite {
+        Suite { out, started: Instant::now(), summary: Summary::default(), stage: 0 }
+    }
+
     fn heading(&mut self, text: &str) {
         self.stage += 1;
-        println!("==> [{:>4.0} s] {}. {text}", self.started.elapsed().as_secs_f64(), self.stage);
+        let _ = writeln!(
+            self.out,
+            "==> [{:>4.0} s] {}. {text}",
+            self.started.elapsed().as_secs_f64(),
+            self.stage
+        );
     }
 
     fn broken(&mut self, why: &str) {
-        println!("FAILED: {why}");
+        let _ = writeln!(self.out, "FAILED: {why}");
         self.summary.failed += 1;
     }
 
@@ -88,7 +103,7 @@ impl Suite {
     fn counted(&mut self, command: &mut Command) -> Result<()> {
         let before = self.summary;
         let summary = &mut self.summary;
-        let status = process::stream(command, |line| summary.see(line))?;
+        let status = process::stream(command, &mut *self.out, |line| summary.see(line))?;
         if !status.success() && self.summary.failed == before.failed {
             self.broken(&format!("`{}` ended with {status} and no failed test", process::show(command)));
         }
@@ -101,7 +116,7 @@ mod tests {
     use super::*;
 
     fn run(script: &str) -> Summary {
-        let mut suite = Suite { started: Instant::now(), summary: Summary::default(), stage: 0 };
+        let mut suite = Suite::new(Box::new(std::io::sink()));
         suite.counted(Command::new("sh").args(["-c", script])).expect("sh runs");
         suite.summary
     }

@@ -2,7 +2,8 @@
 //!
 //! This is the only crate that links libtorch, and it is no default member: everything else builds without.
 //! `cargo xtask test` installs libtorch and runs these tests; by hand, `cargo xtask setup --for torch` and
-//! `cargo test -p psa-torch-oracle`. Without libtorch the build of torch-sys fails on missing headers.
+//! `cargo test -p psa-torch-oracle`. Without libtorch the build of torch-sys
+//! fails with `Cannot find a libtorch install`.
 //!
 //! Layout everywhere: row-major, `q: [queries, head_dim]`, `k, v: [tokens, head_dim]`, f64.
 
