@@ -1,4 +1,31 @@
-//! The kernels, one stage a file, and what the host needs to feed them.
+//! The kernels of progressive sparse attention, one stage a file, in the order of the data:
+//! [`mod@append`], [`mod@score`], [`mod@plan`], [`mod@attend`], [`mod@merge`]; [`mod@gather`] stands beside
+//! the road.
+//!
+//! Built for `nvptx64`, this crate is the PTX in `ptx/psa_kernels.ptx` (`cargo xtask build-ptx`). Built
+//! for the host, it is what others need to use that PTX: the text itself ([`PTX`]), a descriptor and a
+//! typed launcher for every kernel, and the layouts and arithmetic both sides share ([`layout`],
+//! [`numeric`]).
 
+#![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx))]
+// Kernels take flat scalars and pointers: a struct or a slice by value hides its pointers from
+// address-space inference.
+#![allow(clippy::too_many_arguments)]
+
+pub mod element;
 pub mod layout;
 pub mod numeric;
+#[cfg(target_arch = "nvptx64")]
+pub mod row;
+
+pub mod append;
+pub mod attend;
+pub mod gather;
+pub mod merge;
+pub mod plan;
+pub mod score;
+
+#[cfg(not(target_arch = "nvptx64"))]
+mod embedded;
+#[cfg(not(target_arch = "nvptx64"))]
+pub use embedded::{MANIFEST, PTX, kernels};

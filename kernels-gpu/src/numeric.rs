@@ -46,7 +46,7 @@ pub fn round_ties_even(x: f32) -> i32 {
 pub fn exp2(x: f32) -> f32 {
     // Minimax on [-1/2, 1/2], degree 6; the constant term is exactly 1, so exp2(0) = 1.
     const C: [f32; 6] =
-        [6.931_472e-1, 2.402_264_8e-1, 5.550_332_5e-2, 9.618_437_7e-3, 1.339_887_5e-3, 1.535_326_4e-4];
+        [6.931_472e-1, 2.402_264_8e-1, 5.550_332_5e-2, 9.618_438e-3, 1.339_887_5e-3, 1.535_326_4e-4];
     let y = if x > -126.0 { x } else { -126.0 };
     let n = round_ties_even(y);
     let f = y - n as f32;
@@ -95,7 +95,7 @@ impl Unit {
     pub fn of_peak(peak: f32) -> Unit {
         // 2^floor(log2 peak) has the biased exponent `e`; unit = 2^(that + 1 - WEIGHT_BITS).
         let e = peak.to_bits() >> 23;
-        if e < WEIGHT_BITS || e > 127 + 100 {
+        if !(WEIGHT_BITS..=127 + 100).contains(&e) {
             return Unit { unit: 0.0, inverse: 0.0 };
         }
         let unit = e + 1 - WEIGHT_BITS;
@@ -140,7 +140,7 @@ pub fn quantiser_range(min: f32, max: f32, levels: u32) -> (f32, f32) {
 /// The code of a key element, given zero and step as stored. A step of zero gives code 0.
 #[inline(always)]
 pub fn quantise(x: f32, zero: f32, step: f32, levels: u32) -> u32 {
-    if !(step > 0.0) {
+    if step.is_nan() || step <= 0.0 {
         return 0;
     }
     let c = (x - zero) / step;
@@ -185,6 +185,27 @@ pub fn rank_key(forced: bool, rank: f32, block: u32) -> u64 {
 #[inline(always)]
 pub fn block_of_key(key: u64) -> u32 {
     !(key as u32)
+}
+
+/// Exact mass `l * 2^m` that a running softmax has seen (maximum `m` in log2, sum `l`), relative to
+/// `peak`, the largest estimated block mass. Where the estimate was so low that the ratio would
+/// overflow, it saturates: more than any rest can be.
+#[inline(always)]
+pub fn relative_mass(m: f32, l: f32, peak: f32) -> f32 {
+    let d = m - peak;
+    l * exp2(if d < 60.0 { d } else { 60.0 })
+}
+
+/// A fixed-point rest as f32, in units of the head's largest block mass.
+#[inline(always)]
+pub fn rest_mass(rest: u64) -> f32 {
+    rest as f32 * (1.0 / (1u32 << MASS_BITS) as f32)
+}
+
+/// The share of the mass that is believed read: z / (z + rest), 1 where nothing is left.
+#[inline(always)]
+pub fn believed_mass(z: f32, rest: f32) -> f32 {
+    if rest > 0.0 { z / (z + rest) } else { 1.0 }
 }
 
 /// The stop rule for one head: exact mass `z` read, estimated mass `rest` left, both relative to the

@@ -1,0 +1,341 @@
+//! plan: ranks the blocks of one (sequence, KV head) and says how many to read.
+//!
+//! Grid (kv_heads, batch), 256 threads: one CTA ranks one row in shared memory. The estimated masses
+//! become fixed point, so that every sum is an integer sum and does not depend on who adds what when;
+//! the ranking is a bitonic sort of keys that are all different (ties go to the lower index). The
+//! plan is therefore the same bits on every machine and in every batch.
+//!
+//! Trap: `exp2` here is the exact one of `numeric`, evaluated again where a mass is needed; storing
+//! masses would cost a buffer, computing them otherwise would cost the promise.
+
+use cuda_std::kernel;
+
+#[cfg(target_arch = "nvptx64")]
+use {
+    crate::layout::forced,
+    crate::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key},
+    cuda_std::shared::{SharedPtr, dynamic_shared},
+    cuda_std::thread::{block_idx_x, block_idx_y, sync_threads, thread_idx_x},
+};
+
+/// Threads of a CTA.
+pub const THREADS: usize = 256;
+
+/// Shared bytes: sort keys `[N]`, then a reduction buffer `[THREADS]`, both u64.
+pub const fn shared_bytes(capacity: usize) -> usize {
+    8 * (capacity + THREADS)
+}
+
+/// The least capacity instance that holds a row of `blocks` blocks.
+pub const fn capacity(blocks: usize) -> usize {
+    if blocks <= 512 {
+        512
+    } else if blocks <= 2048 {
+        2048
+    } else {
+        crate::layout::MAX_BLOCKS
+    }
+}
+
+/// Ranks the blocks by estimated mass and predicts the count.
+///
+/// # Safety
+/// Buffers as in docs/kernels.md; every row has at most `N` blocks; `N` is a power of two.
+#[kernel(block = 256, dynamic_shared = shared_bytes(N), instances(N in [512, 2048, 8192]))]
+pub unsafe fn plan<const N: usize>(
+    log_mass: *const f32,
+    lens: *const u32,
+    budget: *const u32,
+    order: *mut u32,
+    count: *mut u32,
+    peak: *mut f32,
+    rest: *mut u64,
+    target: u32,
+    sink: u32,
+    recent: u32,
+    kv_heads: u32,
+    group: u32,
+    max_blocks: u32,
+) {
+    unsafe {
+        let (h, b) = (block_idx_x(), block_idx_y());
+        let tid = thread_idx_x() as usize;
+        let head = (b * kv_heads + h) as usize;
+        let tokens = *lens.add(b as usize) as usize;
+        let blocks = crate::layout::blocks(tokens);
+        let is_forced = |b: usize| forced(b, tokens, sink as usize, recent as usize);
+        let masses = Masses {
+            log_mass: log_mass.add(head * (group * max_blocks) as usize),
+            max_blocks: max_blocks as usize,
+        };
+        let peak = peak.add(head * group as usize);
+        let rest = rest.add(head * group as usize);
+        let keys = dynamic_shared::<u64>();
+        let buffer = keys.add(N as u32);
+
+        // Peak and total mass of every head. The totals wait in `rest`.
+        let mut g = 0;
+        while g < group as usize {
+            let mut top = f32::NEG_INFINITY;
+            let mut i = tid;
+            while i < blocks {
+                let x = masses.log_mass(g, i);
+                top = if x > top { x } else { top };
+                i += THREADS;
+            }
+            let top = unordered(reduce(buffer, ordered(top), |a, b| if a > b { a } else { b }) as u32);
+            let mut sum = 0u64;
+            let mut i = tid;
+            while i < blocks {
+                sum += masses.fixed(g, i, top) as u64;
+                i += THREADS;
+            }
+            let total = reduce(buffer, sum, |a, b| a + b);
+            if tid == 0 {
+                *peak.add(g) = top;
+                *rest.add(g) = total;
+            }
+            g += 1;
+        }
+        sync_threads();
+
+        // Keys, padded to a power of two with zeros, which sort behind every real key.
+        let padded = blocks.next_power_of_two();
+        let mut forced_here = 0u64;
+        let mut i = tid;
+        while i < padded {
+            let mut key = 0;
+            if i < blocks {
+                let mut rank = 0.0f32;
+                let mut g = 0;
+                while g < group as usize {
+                    let inverse = 1.0 / (*rest.add(g) as f32);
+                    rank = fma(masses.fixed(g, i, *peak.add(g)) as f32, inverse, rank);
+                    g += 1;
+                }
+                forced_here += is_forced(i) as u64;
+                key = rank_key(is_forced(i), rank, i as u32);
+            }
+            keys.add(i as u32).write(key);
+            i += THREADS;
+        }
+        let forced_blocks = reduce(buffer, forced_here, |a, b| a + b) as usize;
+        sort_descending(keys, padded);
+
+        // How many of them.
+        let budget = *budget.add(b as usize) as usize;
+        let mut wanted = budget;
+        if target > 0 {
+            let share = blocks.div_ceil(THREADS);
+            let from = if tid * share < blocks { tid * share } else { blocks };
+            let to = if from + share < blocks { from + share } else { blocks };
+            let mut longest = 0u64;
+            let mut g = 0;
+            while g < group as usize {
+                let top = *peak.add(g);
+                let needed = needed_mass(*rest.add(g), target);
+                let mut own = 0u64;
+                let mut i = from;
+                while i < to {
+                    own += masses.fixed(g, block_of_key(keys.add(i as u32).read()) as usize, top) as u64;
+                    i += 1;
+                }
+                // The prefix in which the head's mass reaches the need ends in one thread's share.
+                let mut seen = sum_before(buffer, own);
+                let mut length = 0u64;
+                let mut i = from;
+                while i < to {
+                    let before = seen;
+                    seen += masses.fixed(g, block_of_key(keys.add(i as u32).read()) as usize, top) as u64;
+                    if before < needed && needed <= seen {
+                        length = i as u64 + 1;
+                    }
+                    i += 1;
+                }
+                longest = if length > longest { length } else { longest };
+                g += 1;
+            }
+            let predicted = reduce(buffer, longest, |a, b| if a > b { a } else { b }) as usize;
+            wanted = if predicted < budget { predicted } else { budget };
+        }
+        wanted = if wanted > forced_blocks { wanted } else { forced_blocks };
+        wanted = if wanted < blocks { wanted } else { blocks };
+
+        // What stays unread, by head.
+        let mut g = 0;
+        while g < group as usize {
+            let top = *peak.add(g);
+            let mut left = 0u64;
+            let mut i = wanted + tid;
+            while i < blocks {
+                left += masses.fixed(g, block_of_key(keys.add(i as u32).read()) as usize, top) as u64;
+                i += THREADS;
+            }
+            let left = reduce(buffer, left, |a, b| a + b);
+            if tid == 0 {
+                *rest.add(g) = left;
+            }
+            g += 1;
+        }
+
+        // Everything is read: the identity plan, so that the output has the bits of dense attention.
+        let order = order.add(head * max_blocks as usize);
+        let mut i = tid;
+        while i < blocks {
+            *order.add(i) = if wanted == blocks { i as u32 } else { block_of_key(keys.add(i as u32).read()) };
+            i += THREADS;
+        }
+        if tid == 0 {
+            *count.add(head) = wanted as u32;
+        }
+    }
+}
+
+/// The plan of dense attention: every block, in order.
+///
+/// # Safety
+/// Buffers as in docs/kernels.md.
+#[kernel(block = 256)]
+pub unsafe fn plan_identity(
+    lens: *const u32,
+    order: *mut u32,
+    count: *mut u32,
+    peak: *mut f32,
+    rest: *mut u64,
+    kv_heads: u32,
+    group: u32,
+    max_blocks: u32,
+) {
+    unsafe {
+        let (h, b) = (block_idx_x(), block_idx_y());
+        let head = (b * kv_heads + h) as usize;
+        let blocks = crate::layout::blocks(*lens.add(b as usize) as usize);
+        let order = order.add(head * max_blocks as usize);
+        let mut i = thread_idx_x() as usize;
+        while i < blocks {
+            *order.add(i) = i as u32;
+            i += THREADS;
+        }
+        let g = thread_idx_x();
+        if g < group {
+            *peak.add(head * group as usize + g as usize) = 0.0;
+            *rest.add(head * group as usize + g as usize) = 0;
+        }
+        if g == 0 {
+            *count.add(head) = blocks as u32;
+        }
+    }
+}
+
+/// The estimated masses of one KV head.
+#[cfg(target_arch = "nvptx64")]
+#[derive(Clone, Copy)]
+struct Masses {
+    log_mass: *const f32, // [group, max_blocks]
+    max_blocks: usize,
+}
+
+#[cfg(target_arch = "nvptx64")]
+impl Masses {
+    #[inline(always)]
+    unsafe fn log_mass(self, g: usize, block: usize) -> f32 {
+        // SAFETY: the callers stay below group and blocks.
+        unsafe { *self.log_mass.add(g * self.max_blocks + block) }
+    }
+
+    #[inline(always)]
+    unsafe fn fixed(self, g: usize, block: usize, peak: f32) -> u32 {
+        // SAFETY: as above.
+        fixed_mass(unsafe { self.log_mass(g, block) }, peak)
+    }
+}
+
+/// f32 bits as an integer that is ordered like the number.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+fn ordered(x: f32) -> u64 {
+    let bits = x.to_bits();
+    (bits ^ if bits >> 31 == 1 { u32::MAX } else { 1 << 31 }) as u64
+}
+
+/// The number behind [`ordered`].
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+fn unordered(bits: u32) -> f32 {
+    f32::from_bits(bits ^ if bits >> 31 == 1 { 1 << 31 } else { u32::MAX })
+}
+
+/// Combines one value a thread; every thread gets the result. Starts and ends with the buffer free.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn reduce(buffer: SharedPtr<u64>, value: u64, combine: impl Fn(u64, u64) -> u64) -> u64 {
+    unsafe {
+        let tid = thread_idx_x();
+        buffer.add(tid).write(value);
+        sync_threads();
+        let mut distance = THREADS as u32 / 2;
+        while distance > 0 {
+            if tid < distance {
+                buffer.add(tid).write(combine(buffer.add(tid).read(), buffer.add(tid + distance).read()));
+            }
+            sync_threads();
+            distance /= 2;
+        }
+        let result = buffer.read();
+        sync_threads();
+        result
+    }
+}
+
+/// Sum of the values of all threads before the calling one.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn sum_before(buffer: SharedPtr<u64>, value: u64) -> u64 {
+    unsafe {
+        let tid = thread_idx_x();
+        let mut sum = value;
+        buffer.add(tid).write(sum);
+        sync_threads();
+        let mut distance = 1;
+        while distance < THREADS as u32 {
+            if tid >= distance {
+                sum += buffer.add(tid - distance).read();
+            }
+            sync_threads();
+            buffer.add(tid).write(sum);
+            sync_threads();
+            distance *= 2;
+        }
+        sum - value
+    }
+}
+
+/// Bitonic sort of `n` keys (a power of two), largest first. Starts and ends with a barrier.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn sort_descending(keys: SharedPtr<u64>, n: usize) {
+    unsafe {
+        sync_threads();
+        let mut run = 2;
+        while run <= n {
+            let mut distance = run / 2;
+            while distance > 0 {
+                let mut pair = thread_idx_x() as usize;
+                while pair < n / 2 {
+                    let low = 2 * pair - pair % distance;
+                    let (a, b) = (keys.add(low as u32), keys.add((low + distance) as u32));
+                    let (x, y) = (a.read(), b.read());
+                    let descending = low & run == 0;
+                    if (x < y) == descending {
+                        a.write(y);
+                        b.write(x);
+                    }
+                    pair += THREADS;
+                }
+                sync_threads();
+                distance /= 2;
+            }
+            run *= 2;
+        }
+    }
+}
