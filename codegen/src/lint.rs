@@ -195,12 +195,15 @@ fn lines(ptx: &str, code: &[String], functions: &[Function], findings: &mut Vec<
     }
 }
 
+/// A declaration in local memory, the compiler's depot, or an access. `isspacep.local` and `cvta.local` only talk of it.
 fn is_local(line: &str) -> bool {
+    let accesses = |opcode: &str| {
+        let mut parts = opcode.split('.');
+        matches!(parts.next(), Some("ld" | "st")) && parts.any(|part| part == "local")
+    };
     line.contains("__local_depot")
-        || line.split(|c: char| c.is_whitespace() || c == ';').any(|word| {
-            word == ".local"
-                || (word.split('.').skip(1).any(|part| part == "local") && !word.starts_with('.'))
-        })
+        || line.split_whitespace().any(|word| word == ".local")
+        || text::opcodes(line).any(accesses)
 }
 
 fn entries(functions: &[Function], kernels: &[&KernelDescriptor], findings: &mut Vec<Finding>) {
@@ -332,6 +335,7 @@ $L__BB0_2:
             with("redux.sync.add.s32 %r1, %r2, %r3", "mov.b64 %SPL, __local_depot0"),
             [(19, Rule::Local)]
         );
+        assert_eq!(with("redux.sync.add.s32 %r1, %r2, %r3", "{ .reg .pred p; isspacep.local p, %rd7; }"), []);
         // A symbol that merely contains the word is not local memory.
         assert_eq!(with("redux.sync.add.s32 %r1, %r2, %r3", "mov.u32 %r1, __shared_local_7_1"), []);
     }
