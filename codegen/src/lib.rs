@@ -6,7 +6,14 @@
 //! a driver or an emulator.
 
 pub mod descriptor;
+pub mod finish;
 pub mod launch;
+pub mod lint;
+pub mod manifest;
+mod text;
 
 pub use descriptor::{KernelDescriptor, NoSuchInstance, Param, ParamType, SpecType};
+pub use finish::{FinishError, finish};
 pub use launch::{ArgValue, DevicePtr, DevicePtrMut, KernelArg, Launch};
+pub use lint::{Finding, LintOptions, Rule, lint};
+pub use manifest::{Manifest, ManifestError};

@@ -34,6 +34,8 @@ pub const fn shared_bytes(head_dim: usize, heads: usize) -> usize {
 /// `G = head_tile(group)`. `mass = 0` switches the stop test off.
 #[kernel(
     block = 128,
+    // Without it ptxas aims at an occupancy of its own choice and spills to reach it.
+    min_blocks_per_sm = 2,
     dynamic_shared = shared_bytes(D, G),
     instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8])
 )]

@@ -13,7 +13,7 @@ use cuda_std::kernel;
 #[cfg(target_arch = "nvptx64")]
 use {
     crate::layout::forced,
-    crate::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key},
+    crate::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal},
     cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, sync_threads, thread_idx_x},
 };
@@ -41,7 +41,7 @@ pub const fn capacity(blocks: usize) -> usize {
 ///
 /// # Safety
 /// Buffers as in docs/kernels.md; every row has at most `N` blocks; `N` is a power of two.
-#[kernel(block = 256, dynamic_shared = shared_bytes(N), instances(N in [512, 2048, 8192]))]
+#[kernel(block = 256, min_blocks_per_sm = 1, dynamic_shared = shared_bytes(N), instances(N in [512, 2048, 8192]))]
 pub unsafe fn plan<const N: usize>(
     log_mass: *const f32,
     lens: *const u32,
@@ -109,7 +109,7 @@ pub unsafe fn plan<const N: usize>(
                 let mut rank = 0.0f32;
                 let mut g = 0;
                 while g < group as usize {
-                    let inverse = 1.0 / (*rest.add(g) as f32);
+                    let inverse = reciprocal(*rest.add(g) as f32);
                     rank = fma(masses.fixed(g, i, *peak.add(g)) as f32, inverse, rank);
                     g += 1;
                 }

@@ -6,20 +6,21 @@
 //! Trap: two compilers print different text for the same sources. The check therefore compares text only
 //! when the compiler is the one in the manifest, and the hash of the sources always.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
+use psa_codegen::Manifest;
+use psa_codegen::manifest::{combined_sha256, sha256};
 
 use crate::device::{self, DeviceCompiler};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::ptxas;
-use crate::wheels::sha256_hex;
 use crate::workspace::Workspace;
 
 /// What the PTX is made from, beside the build's flags and profile: files, and folders with all that is
-/// below. The compiler, macros and finishing steps are part of it.
+/// below. The macros and the finishing steps are part of it.
 const SOURCES: [&str; 6] = [
     "kernels-gpu/src",
     "kernels-gpu/Cargo.toml",
@@ -47,8 +48,8 @@ pub struct Product {
     pub manifest: String,
     /// Identity of the compiler.
     pub compiler: String,
-    /// Hash of the sources.
-    pub sources: String,
+    /// Hash of each source.
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Runs `build-ptx`.
@@ -59,10 +60,24 @@ pub fn build_ptx(workspace: &Workspace, options: Options) -> Result<()> {
     }
     let compiler = DeviceCompiler::find().ok_or_else(device::missing)?;
     eprintln!("==> device build with {} ({})", compiler.version.identity, compiler.place);
+    // Before the build: a file saved meanwhile is then a difference, not a hash of what was not compiled.
+    let sources = source_hashes(workspace.root())?;
     let raw = compiler.build(workspace)?;
-    let sources = source_hash(workspace.root())?;
-    let (ptx, manifest) = pipeline::finish(&raw, &compiler.version.identity, &sources)?;
-    let built = Product { ptx, manifest, compiler: compiler.version.identity, sources };
+    let finished = pipeline::finish(&raw, &compiler.version.identity, sources.clone())?;
+    if let Some(findings) = finished.findings {
+        let rejected = workspace.device_target().join("rejected.ptx");
+        write(&rejected, &finished.ptx)?;
+        return Err(Error::BadPtx(format!(
+            "{findings}\n  remedy: the lines are those of {}; kernels-gpu/ptx is as it was",
+            workspace.show(&rejected)
+        )));
+    }
+    let built = Product {
+        ptx: finished.ptx,
+        manifest: finished.manifest,
+        compiler: compiler.version.identity,
+        sources,
+    };
 
     if options.check {
         let committed_ptx = read(&workspace.ptx())?;
@@ -109,39 +124,51 @@ pub enum Agreement {
 /// Compares the committed files with what was just built.
 pub fn compare(committed_ptx: &str, committed_manifest: &str, built: &Product) -> Result<Agreement> {
     let stale = |text: String| Err(Error::Stale(text));
-    let manifest: serde_json::Value = match serde_json::from_str(committed_manifest) {
-        Ok(value) => value,
-        Err(error) => return stale(format!("kernels-gpu/ptx/manifest.json is not JSON: {error}")),
+    let manifest = match Manifest::from_json(committed_manifest) {
+        Ok(manifest) => manifest,
+        Err(error) => return stale(format!("kernels-gpu/ptx/manifest.json: {error}")),
     };
-    let field =
-        |name: &str| manifest.get(name).and_then(serde_json::Value::as_str).unwrap_or("absent").to_owned();
-    let same_compiler = field("compiler") == built.compiler;
+    let same_compiler = manifest.compiler == built.compiler;
     if same_compiler && let Some(difference) = first_difference(committed_ptx, &built.ptx) {
         return stale(format!("kernels-gpu/ptx/psa_kernels.ptx is not what the sources give: {difference}"));
     }
-    let text_hash = sha256_hex(committed_ptx.as_bytes());
-    if field("ptx_sha256") != text_hash {
+    let text_hash = sha256(committed_ptx.as_bytes());
+    if manifest.ptx_sha256 != text_hash {
         return stale(format!(
             "kernels-gpu/ptx/psa_kernels.ptx is not the file its manifest describes: sha256 is {text_hash}, \
              the manifest says {}",
-            field("ptx_sha256")
+            manifest.ptx_sha256
         ));
     }
-    if field("sources_sha256") != built.sources {
+    if manifest.sources_sha256 != combined_sha256(&built.sources) || manifest.sources != built.sources {
         return stale(format!(
-            "kernels-gpu/ptx was made from other sources: they hash to {}, the manifest says {}",
-            built.sources,
-            field("sources_sha256")
+            "kernels-gpu/ptx was made from other sources; different now: {}",
+            changed(&manifest.sources, &built.sources)
         ));
     }
     if !same_compiler {
-        return Ok(Agreement::SameSources { committed: field("compiler") });
+        return Ok(Agreement::SameSources { committed: manifest.compiler });
     }
     match first_difference(committed_manifest, &built.manifest) {
         Some(difference) => {
             stale(format!("kernels-gpu/ptx/manifest.json is not what the sources give: {difference}"))
         }
         None => Ok(Agreement::SameText),
+    }
+}
+
+/// The names of the sources that were changed, added or removed.
+fn changed(committed: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> String {
+    let mut names: Vec<&str> = now
+        .iter()
+        .filter(|(name, hash)| committed.get(*name) != Some(hash))
+        .chain(committed.iter().filter(|(name, _)| !now.contains_key(*name)))
+        .map(|(name, _)| name.as_str())
+        .collect();
+    names.sort_unstable();
+    match names.is_empty() {
+        true => "none, but the manifest's combined hash is wrong".to_owned(),
+        false => names.join(", "),
     }
 }
 
@@ -168,30 +195,22 @@ fn first_difference(committed: &str, built: &str) -> Option<String> {
     }
 }
 
-/// One hash over every source file, the flags and the device profile.
-pub fn source_hash(root: &Path) -> Result<String> {
+/// The hash of every source file by its path, and those of the flags and of the device profile.
+pub fn source_hashes(root: &Path) -> Result<BTreeMap<String, String>> {
     let mut files = Vec::new();
     for source in SOURCES {
         collect(&root.join(source), &mut files)?;
     }
-    files.sort();
-    let mut hasher = Sha256::new();
-    let mut add = |name: &str, content: &[u8]| {
-        // With lengths, so that moving bytes from one file to the next changes the hash.
-        hasher.update((name.len() as u64).to_le_bytes());
-        hasher.update(name);
-        hasher.update((content.len() as u64).to_le_bytes());
-        hasher.update(content);
-    };
-    add("rustflags", device::RUSTFLAGS.as_bytes());
-    let manifest = root.join("Cargo.toml");
-    add("profile", device_profile(&read(&manifest)?).as_bytes());
+    let mut hashes = BTreeMap::new();
     for file in files {
         let content = fs::read(&file).map_err(Error::io("read", &file))?;
         let name = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().into_owned();
-        add(&name, &content);
+        hashes.insert(name, sha256(&content));
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    hashes.insert("flags of the device build".to_owned(), sha256(device::RUSTFLAGS.as_bytes()));
+    let profile = device_profile(&read(&root.join("Cargo.toml"))?);
+    hashes.insert("profile.device in Cargo.toml".to_owned(), sha256(profile.as_bytes()));
+    Ok(hashes)
 }
 
 /// The settings of `[profile.device]`, without comments.
@@ -205,7 +224,11 @@ fn device_profile(manifest: &str) -> String {
         .join("\n")
 }
 
+/// All files below `path`, without unit tests in files of their own: no build of the device sees those.
 fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    if path.file_name().is_some_and(|name| name == "tests.rs") {
+        return Ok(());
+    }
     if !path.is_dir() {
         files.push(path.to_owned());
         return Ok(());
@@ -241,18 +264,15 @@ mod tests {
 
     const PTX: &str = ".version 7.8\n.target sm_80\n.visible .entry a()\n";
 
-    fn product(compiler: &str, ptx: &str, sources: &str) -> Product {
-        let manifest = serde_json::json!({
-            "compiler": compiler,
-            "ptx_sha256": sha256_hex(ptx.as_bytes()),
-            "sources_sha256": sources,
-        });
-        Product {
-            ptx: ptx.into(),
-            manifest: manifest.to_string(),
-            compiler: compiler.into(),
-            sources: sources.into(),
-        }
+    fn product(compiler: &str, ptx: &str, source: &str) -> Product {
+        let sources = BTreeMap::from([
+            ("kernels-gpu/src/a.rs".to_owned(), sha256(source.as_bytes())),
+            ("kernels-gpu/src/b.rs".to_owned(), sha256(b"same")),
+        ]);
+        let manifest = Manifest::new(ptx, &[], "0.1.0", compiler, sources.clone())
+            .and_then(|manifest| manifest.to_json())
+            .expect("a manifest");
+        Product { ptx: ptx.into(), manifest, compiler: compiler.into(), sources }
     }
 
     #[test]
@@ -277,17 +297,32 @@ mod tests {
     #[test]
     fn another_compiler_with_other_text_agrees_if_the_sources_do() {
         let old = product("rustc 1", PTX, "s1");
-        let new = product("rustc 2", &PTX.replace('a', "b"), "s1");
+        let new = product("rustc 2", &PTX.replace("entry a", "entry b"), "s1");
         let agreement = compare(&old.ptx, &old.manifest, &new).expect("agrees");
         assert_eq!(agreement, Agreement::SameSources { committed: "rustc 1".into() });
     }
 
     #[test]
-    fn another_compiler_does_not_hide_stale_sources() {
+    fn another_compiler_does_not_hide_stale_sources_and_they_are_named() {
         let old = product("rustc 1", PTX, "s1");
         let new = product("rustc 2", PTX, "s2");
-        let error = compare(&old.ptx, &old.manifest, &new).expect_err("stale");
-        assert!(error.to_string().contains("other sources"), "{error}");
+        let text = compare(&old.ptx, &old.manifest, &new).expect_err("stale").to_string();
+        assert!(text.contains("a.rs") && !text.contains("b.rs"), "{text}");
+    }
+
+    #[test]
+    fn sources_that_change_without_changing_the_text_are_stale() {
+        let old = product("rustc 1", PTX, "s1");
+        let new = product("rustc 1", PTX, "s2");
+        assert!(compare(&old.ptx, &old.manifest, &new).is_err());
+    }
+
+    #[test]
+    fn added_and_removed_sources_are_named() {
+        let map = |names: &[&str]| {
+            names.iter().map(|name| ((*name).to_owned(), String::new())).collect::<BTreeMap<_, _>>()
+        };
+        assert_eq!(changed(&map(&["a", "b"]), &map(&["b", "c"])), "a, c");
     }
 
     #[test]
@@ -301,12 +336,14 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_that_differs_elsewhere_is_stale() {
+    fn a_manifest_that_differs_elsewhere_or_cannot_be_read_is_stale() {
         let built = product("rustc 1", PTX, "s1");
-        let mut manifest: serde_json::Value = serde_json::from_str(&built.manifest).expect("json");
-        manifest["kernels"] = 3.into();
-        assert!(compare(PTX, &manifest.to_string(), &built).is_err());
-        assert!(compare(PTX, "{", &built).is_err());
+        let edited = built.manifest.replace("\"0.1.0\"", "\"0.2.0\"");
+        assert_ne!(edited, built.manifest);
+        for manifest in [edited.as_str(), "{", ""] {
+            let error = compare(PTX, manifest, &built).expect_err(manifest);
+            assert_eq!(error.exit_code(), 1);
+        }
     }
 
     #[test]
@@ -317,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn the_source_hash_depends_on_every_source_the_flags_and_the_profile() {
+    fn the_source_hashes_depend_on_every_source_the_flags_and_the_profile() {
         let root = std::env::temp_dir().join(format!("psa-xtask-sources-{}", std::process::id()));
         let _ = fs::remove_dir_all(&root);
         let put = |name: &str, text: &str| {
@@ -329,7 +366,7 @@ mod tests {
         for source in SOURCES {
             put(&if source.ends_with("src") { format!("{source}/lib.rs") } else { source.to_owned() }, "1");
         }
-        let hash = || source_hash(&root).expect("a hash");
+        let hash = || source_hashes(&root).expect("a hash");
         let mut seen = vec![hash()];
         assert_eq!(seen[0], hash());
         put("Cargo.toml", "[profile.device]\n# why\nopt-level = 3\n[profile.dev]\nx = 2\n");
@@ -340,10 +377,12 @@ mod tests {
             put(&if source.ends_with("src") { format!("{source}/lib.rs") } else { source.to_owned() }, "2");
             seen.push(hash());
         }
+        put("kernels-gpu/src/new/tests.rs", "");
+        assert_eq!(seen.last(), Some(&hash()), "unit tests do not matter");
         put("kernels-gpu/src/new/mod.rs", "");
         seen.push(hash());
         let count = seen.len();
-        seen.sort();
+        seen.sort_unstable();
         seen.dedup();
         assert_eq!(seen.len(), count, "two different source trees have one hash");
         let _ = fs::remove_dir_all(root);

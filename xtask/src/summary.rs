@@ -60,8 +60,9 @@ mod tests {
     fn all_result_lines_are_summed() {
         let text = "running 3 tests\ntest a ... ok\n\
             test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s\n\
-            test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s\n";
-        assert_eq!(of(text), Summary { passed: 13, failed: 2, skipped: 1 });
+            test result: FAILED. 10 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.20s\n\
+            test result: FAILED. 0 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.10s\n";
+        assert_eq!(of(text), Summary { passed: 13, failed: 3, skipped: 3 });
     }
 
     #[test]

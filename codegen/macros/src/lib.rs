@@ -14,7 +14,7 @@ use proc_macro::TokenStream;
 
 /// Declares a kernel family: one function, one PTX entry per specialisation.
 ///
-/// ```ignore
+/// ```text
 /// #[kernel(block = 128, min_blocks_per_sm = 3, dynamic_shared = 2 * D * 128,
 ///          instances(T in [bf16, f16], D in [64, 128]))]
 /// pub unsafe fn attend<T: Element, const D: usize>(q: *const T, out: *mut f32, n: u32) { .. }

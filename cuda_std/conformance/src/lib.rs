@@ -1,48 +1,56 @@
-//! Smoke.
+//! Kernels that exercise every helper of `cuda_std`, to be run where their PTX can be.
+//!
+//! One file a part of the library; a kernel reads inputs, calls helpers and writes what they gave, word by
+//! word, for a test to compare with values computed independently. `ptx/conformance.ptx` is this crate's
+//! device build (`build.sh`); the tests in `tests/` run it on the emulator, so they need no device
+//! compiler.
+
 #![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx, asm_experimental_arch))]
 #![cfg_attr(not(target_arch = "nvptx64"), allow(dead_code, unused_imports))]
 
-use cuda_std::prelude::*;
+pub mod arithmetic;
+pub mod atomics;
+pub mod block;
+pub mod matrix;
+pub mod memory;
+pub mod warp;
 
-/// Bytes.
-pub const fn smem<T>(d: usize) -> usize {
-    d * 4 * size_of::<T>()
+/// The PTX of this crate.
+#[cfg(not(target_arch = "nvptx64"))]
+pub const PTX: &str = include_str!("../ptx/conformance.ptx");
+
+/// Every kernel of this crate.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn kernels() -> Vec<&'static psa_codegen::KernelDescriptor> {
+    let families: [&'static [psa_codegen::KernelDescriptor]; 21] = [
+        &arithmetic::approximations::INSTANCES,
+        &arithmetic::dots::INSTANCES,
+        &arithmetic::from_halves::INSTANCES,
+        &arithmetic::to_halves::INSTANCES,
+        &arithmetic::rounding::INSTANCES,
+        &atomics::counters::INSTANCES,
+        &atomics::floats::INSTANCES,
+        &atomics::shared_atomics::INSTANCES,
+        &block::barriers::INSTANCES,
+        &block::clocks::INSTANCES,
+        &block::positions::INSTANCES,
+        &matrix::fragments::INSTANCES,
+        &matrix::multiply::INSTANCES,
+        &memory::address_spaces::INSTANCES,
+        &memory::copies::INSTANCES,
+        &memory::shared_types::INSTANCES,
+        &warp::matches::INSTANCES,
+        &warp::reductions::INSTANCES,
+        &warp::shuffles::INSTANCES,
+        &warp::shuffle_types::INSTANCES,
+        &warp::votes::INSTANCES,
+    ];
+    families.into_iter().flatten().collect()
 }
 
-/// Scales.
-#[kernel(block = 128, min_blocks_per_sm = 3, dynamic_shared = smem::<T>(D), instances(T in [bf16, f16], D in [64, 128]))]
-pub unsafe fn scale<T: Element, const D: usize>(
-    /// x: [n]
-    x: *const T,
-    out: *mut f32,
-    n: u32,
-    s: f32,
-) {
-    unsafe {
-        let t = thread::index_1d();
-        let a = shared_array![f32; 128];
-        let dynamic = shared::dynamic_shared::<f32>();
-        let v = if t < n { (*x.add(t as usize)).to_f32() * s } else { 0.0 };
-        let sum = warp::group_sum_f32::<32>(v);
-        a.add(thread::thread_idx_x()).write(sum);
-        dynamic.add(thread::thread_idx_x()).write(v.exp());
-        thread::sync_threads();
-        let mut acc = [0.0; 4];
-        unroll!(i < { D / 32 }, max 4, { acc[i] = a.add(i as u32 * 32).read() });
-        if t < n {
-            *out.add(t as usize) =
-                acc[0] + acc[1] + acc[2] + acc[3] + dynamic.add(127 - thread::thread_idx_x()).read();
-        }
-    }
-}
-
-/// Plain.
-#[kernel(block = (32, 4, 1))]
-pub unsafe fn plain(out: *mut u32) {
-    unsafe {
-        let v = atomic::global::add_u32(out, 1, atomic::Ordering::AcqRel, atomic::Scope::Device);
-        if v == 5 {
-            *out.add(1) = warp::lane_id()
-        }
-    }
+/// What the lint may find here and nowhere else: the generic accesses of rust-cuda's pointer API.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn lint_options() -> psa_codegen::LintOptions {
+    let allowed = ["address_spaces", "floats"].map(|family| (family.to_owned(), psa_codegen::Rule::Generic));
+    psa_codegen::LintOptions { allowed: allowed.to_vec(), ..psa_codegen::LintOptions::default() }
 }
