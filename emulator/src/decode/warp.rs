@@ -1,0 +1,328 @@
+//! Decoding of control flow, barriers, warp-wide operations and matrix instructions.
+
+use super::Decoder;
+use super::operands::{Mods, Opd};
+use crate::error::Result;
+use crate::inst::*;
+use crate::types::Ty;
+
+impl<'a> Decoder<'a> {
+    fn count(&self, m: &Mods<'a>, ops: &[Opd<'a>], n: std::ops::RangeInclusive<usize>) -> Result<()> {
+        if n.contains(&ops.len()) {
+            return Ok(());
+        }
+        self.bad(format!("`{}` with {} operands", m.full, ops.len()))
+    }
+
+    /// Decodes `m` if it is one of the instructions of this file.
+    pub(super) fn warp(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        match m.name {
+            "bra" => {
+                m.take("uni");
+                let [Opd::Word(label)] = ops else { return self.bad("bra takes a label") };
+                self.branch(label);
+            }
+            "brx" => {
+                m.take("idx");
+                m.take("uni");
+                let [index, Opd::Word(list)] = ops else {
+                    return self.bad("brx.idx takes an index and a list");
+                };
+                let index = self.src(index, Ty::U32)?;
+                self.branch_table(index, list)?;
+            }
+            "ret" => {
+                m.take("uni");
+                self.ret();
+            }
+            "exit" => {
+                self.emit(Op::Exit);
+            }
+            "trap" => {
+                self.emit(Op::Trap);
+            }
+            "brkpt" | "pmevent" => {
+                self.emit(Op::Nop);
+            }
+            "nanosleep" => {
+                m.take("u32");
+                self.emit(Op::Nanosleep);
+            }
+            "bar" | "barrier" => return self.barrier(m, ops),
+            "shfl" => {
+                if !m.take("sync") {
+                    return self.unsupported(m.full, "shfl without .sync");
+                }
+                let mode = m.find(|s| {
+                    Some(match s {
+                        "up" => ShflMode::Up,
+                        "down" => ShflMode::Down,
+                        "bfly" => ShflMode::Bfly,
+                        "idx" => ShflMode::Idx,
+                        _ => return None,
+                    })
+                });
+                m.take("b32");
+                self.count(m, ops, 5..=5)?;
+                let Some(mode) = mode else { return self.unsupported(m.full, "mode") };
+                let (d, p) = self.reg_pred(&ops[0])?;
+                let a = self.src(&ops[1], Ty::B32)?;
+                let (b, c) = (self.src(&ops[2], Ty::B32)?, self.src(&ops[3], Ty::B32)?);
+                let mask = self.src(&ops[4], Ty::B32)?;
+                self.emit(Op::Shfl { mode, d, p, a, b, c, mask });
+            }
+            "vote" => {
+                if !m.take("sync") {
+                    return self.unsupported(m.full, "vote without .sync");
+                }
+                let mode = m.find(|s| {
+                    Some(match s {
+                        "all" => VoteMode::All,
+                        "any" => VoteMode::Any,
+                        "uni" => VoteMode::Uni,
+                        "ballot" => VoteMode::Ballot,
+                        _ => return None,
+                    })
+                });
+                m.take("pred");
+                m.take("b32");
+                self.count(m, ops, 3..=3)?;
+                let Some(mode) = mode else { return self.unsupported(m.full, "mode") };
+                let (d, p) = match mode {
+                    VoteMode::Ballot => (self.dst(&ops[0], 32)?, NO_P),
+                    _ => (R::NONE, self.pred_pair(&ops[0])?.0),
+                };
+                let (a, aneg) = self.pred(&ops[1])?;
+                let mask = self.src(&ops[2], Ty::B32)?;
+                self.emit(Op::Vote { mode, d, p, a, aneg, mask });
+            }
+            "match" => {
+                let all = m.take("all");
+                m.take("any");
+                m.take("sync");
+                let Some(ty) = m.ty() else { return self.bad("match without a type") };
+                self.count(m, ops, 3..=3)?;
+                let (d, p) = self.reg_pred(&ops[0])?;
+                let a = self.src(&ops[1], ty)?;
+                let mask = self.src(&ops[2], Ty::B32)?;
+                self.emit(Op::Match { all, bits: ty.bits() as u8, d, p, a, mask });
+            }
+            "redux" => {
+                m.take("sync");
+                let op = m.find(|s| {
+                    Some(match s {
+                        "add" => Red::Add,
+                        "min" => Red::Min,
+                        "max" => Red::Max,
+                        "and" => Red::And,
+                        "or" => Red::Or,
+                        "xor" => Red::Xor,
+                        _ => return None,
+                    })
+                });
+                let (Some(op), Some(ty)) = (op, m.ty()) else { return self.unsupported(m.full, "operation") };
+                if ty.is_float() || ty.bits() != 32 {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
+                self.count(m, ops, 3..=3)?;
+                let d = self.dst(&ops[0], 32)?;
+                let (a, mask) = (self.src(&ops[1], ty)?, self.src(&ops[2], Ty::B32)?);
+                self.emit(Op::Redux { op, signed: ty.is_signed(), d, a, mask });
+            }
+            "elect" => {
+                m.take("sync");
+                self.count(m, ops, 2..=2)?;
+                let (d, p) = self.reg_pred(&ops[0])?;
+                let mask = self.src(&ops[1], Ty::B32)?;
+                self.emit(Op::Elect { d, p, mask });
+            }
+            "activemask" => {
+                m.take("b32");
+                self.count(m, ops, 1..=1)?;
+                let d = self.dst(&ops[0], 32)?;
+                self.emit(Op::Activemask { d });
+            }
+            "ldmatrix" | "stmatrix" => return self.ldmatrix(m, ops),
+            "movmatrix" => {
+                let ok =
+                    m.take("sync") & m.take("aligned") & m.take("m8n8") & m.take("trans") & m.take("b16");
+                self.count(m, ops, 2..=2)?;
+                if !ok {
+                    return self.unsupported(m.full, "shape");
+                }
+                let d = self.dst(&ops[0], 32)?;
+                let a = self.src(&ops[1], Ty::B32)?;
+                self.emit(Op::Movmatrix { d, a });
+            }
+            "mma" => return self.mma(m, ops),
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// `r|p` or `r` with a 32-bit register; `_` goes nowhere.
+    fn reg_pred(&mut self, o: &Opd<'a>) -> Result<(R, P)> {
+        match o {
+            Opd::Pair(r, p) => Ok((self.dst(&Opd::Word(r), 32)?, self.pred_dst(p)?)),
+            _ => Ok((self.dst(o, 32)?, NO_P)),
+        }
+    }
+
+    fn barrier(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        if m.take("warp") {
+            m.take("sync");
+            self.count(m, ops, 1..=1)?;
+            let mask = self.src(&ops[0], Ty::B32)?;
+            self.emit(Op::WarpSync { mask });
+            return Ok(true);
+        }
+        if m.has("cluster") {
+            return self.unsupported(m.full, "clusters");
+        }
+        m.take("cta");
+        let written = m.take("aligned");
+        let aligned = written || m.name == "bar";
+        let arrive = m.take("arrive");
+        let red = m.take("red");
+        let sync = m.take("sync");
+        if !(arrive || red || sync) {
+            return self.unsupported(m.full, "this kind of barrier");
+        }
+        let (mut d, mut dp, mut p, mut pneg) = (R::NONE, NO_P, P_FALSE, false);
+        let mut rest = ops;
+        let mut kind = None;
+        if red {
+            kind = m.find(|s| {
+                Some(match s {
+                    "popc" => Red::Popc,
+                    "and" => Red::And,
+                    "or" => Red::Or,
+                    _ => return None,
+                })
+            });
+            m.take("u32");
+            m.take("pred");
+            self.count(m, ops, 3..=4)?;
+            match kind {
+                Some(Red::Popc) => d = self.dst(&ops[0], 32)?,
+                Some(_) => dp = self.pred_pair(&ops[0])?.0,
+                None => return self.unsupported(m.full, "reduction"),
+            }
+            (p, pneg) = self.pred(&ops[ops.len() - 1])?;
+            rest = &ops[1..ops.len() - 1];
+        }
+        self.count(m, rest, if arrive { 2..=2 } else { 1..=2 })?;
+        let id = self.src(&rest[0], Ty::U32)?;
+        let count = match rest.get(1) {
+            Some(o) => self.src(o, Ty::U32)?,
+            None => R::NONE,
+        };
+        self.emit(Op::Bar { aligned, arrive, id, count, red: kind, p, pneg, d, dp });
+        Ok(true)
+    }
+
+    /// A list of registers of `ty`, appended to the pool.
+    fn pool(&mut self, o: &Opd<'a>, n: usize, ty: Ty, write: bool) -> Result<u32> {
+        let one = [o.clone()];
+        let items: &[Opd<'a>] = match o {
+            Opd::Vec(v) => v,
+            _ => &one,
+        };
+        if items.len() != n {
+            return self.bad(format!("{} registers where the instruction has {n}", items.len()));
+        }
+        let regs = items
+            .iter()
+            .map(|i| if write { self.dst(i, ty.bits()) } else { self.src(i, ty) })
+            .collect::<Result<Vec<R>>>()?;
+        let at = self.out.pool.len() as u32;
+        self.out.pool.extend(regs);
+        Ok(at)
+    }
+
+    fn ldmatrix(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let ok = m.take("sync") & m.take("aligned") & m.take("m8n8") & m.take("b16");
+        let n = m.find(|s| match s {
+            "x1" => Some(1),
+            "x2" => Some(2),
+            "x4" => Some(4),
+            _ => None,
+        });
+        let (Some(n), true) = (n, ok) else { return self.unsupported(m.full, "shape or type") };
+        let trans = m.take("trans");
+        let generic = !(m.take("shared") || m.take("shared::cta"));
+        self.count(m, ops, 2..=2)?;
+        let load = m.name == "ldmatrix";
+        let (list, addr) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
+        let regs = self.pool(list, n, Ty::B32, load)?;
+        let (base, offset, _) = self.address(addr)?;
+        let n = n as u8;
+        self.emit(if load {
+            Op::Ldmatrix { n, trans, regs, base, offset, generic }
+        } else {
+            Op::Stmatrix { n, trans, regs, base, offset, generic }
+        });
+        Ok(true)
+    }
+
+    fn mma(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let fixed = m.take("sync") & m.take("aligned") & m.take("row") & m.take("col");
+        let shape = m.find(|s| s.starts_with('m').then_some(s));
+        let sat = m.take("satfinite");
+        let tys = [m.ty(), m.ty(), m.ty(), m.ty()];
+        let mut int4 = false;
+        let (Some(shape), [Some(dt), Some(at), Some(bt), Some(ct)], true) = (shape, tys, fixed) else {
+            int4 |= m.has("s4") || m.has("u4") || m.has("b1");
+            return self
+                .unsupported(m.full, if int4 { "4-bit and 1-bit types" } else { "layout, shape or type" });
+        };
+        let half = |t: Ty| match t {
+            Ty::F16 => Some(Hf::F16),
+            Ty::BF16 => Some(Hf::BF16),
+            _ => None,
+        };
+        let byte = |t: Ty| matches!(t, Ty::S8 | Ty::U8);
+        // Registers of d, a, b, c.
+        let (kind, n, ty) = match (shape, at) {
+            ("m16n8k16" | "m16n8k8", Ty::F16 | Ty::BF16) if at == bt && dt == ct => {
+                let k = if shape == "m16n8k16" { 16 } else { 8 };
+                let acc_f32 = match dt {
+                    Ty::F32 => true,
+                    Ty::F16 if at == Ty::F16 => false,
+                    _ => return self.unsupported(m.full, "accumulator type"),
+                };
+                let cd = if acc_f32 { 4 } else { 2 };
+                let fmt = half(at).unwrap_or(Hf::F16);
+                let ab = k as usize / 4;
+                (
+                    MmaKind::Half { fmt, k, acc_f32 },
+                    [cd, ab, ab / 2, cd],
+                    [if acc_f32 { Ty::F32 } else { Ty::B32 }, Ty::B32],
+                )
+            }
+            ("m16n8k8" | "m16n8k4", Ty::Tf32) if bt == at && dt == Ty::F32 && ct == Ty::F32 => {
+                let k = if shape == "m16n8k8" { 8 } else { 4 };
+                let ab = k as usize / 2;
+                (MmaKind::Tf32 { k }, [4, ab, ab / 2, 4], [Ty::F32, Ty::B32])
+            }
+            ("m16n8k32" | "m16n8k16", _) if byte(at) && byte(bt) && dt == Ty::S32 && ct == Ty::S32 => {
+                let k = if shape == "m16n8k32" { 32 } else { 16 };
+                let ab = k as usize / 8;
+                let kind = MmaKind::Int8 { k, a_signed: at == Ty::S8, b_signed: bt == Ty::S8, sat };
+                (kind, [4, ab, ab / 2, 4], [Ty::B32, Ty::B32])
+            }
+            ("m8n8k4", Ty::F64) if bt == at && dt == at && ct == at => {
+                m.take("rn");
+                (MmaKind::F64, [2, 1, 1, 2], [Ty::F64, Ty::F64])
+            }
+            _ => return self.unsupported(m.full, "shape or types"),
+        };
+        self.count(m, ops, 4..=4)?;
+        let regs = self.pool(&ops[0], n[0], ty[0], true)?;
+        self.pool(&ops[1], n[1], ty[1], false)?;
+        self.pool(&ops[2], n[2], ty[1], false)?;
+        self.pool(&ops[3], n[3], ty[0], false)?;
+        self.emit(Op::Mma { kind, regs });
+        Ok(true)
+    }
+}

@@ -1,0 +1,797 @@
+//! Loads, stores and asynchronous copies, with their checks and counters.
+//!
+//! An access first becomes 32 addresses, then places: which allocation (or the CTA's shared memory,
+//! or the lane's local memory) and the offset in it. Lanes whose place is wrong are reported and
+//! drop out; a load gives them zero. `cp.async` moves its bytes when it is waited for, not before,
+//! so that a read ahead of the wait sees what it could see on hardware.
+
+use super::lanes::lanes;
+use super::{Cta, Machine, Pending};
+use crate::error::Error;
+use crate::inst::*;
+use crate::memory::{Bits, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END};
+use crate::report::{Class, Place};
+use crate::types::Space;
+
+/// Where the lanes of an access go.
+pub(super) struct Spots {
+    pub space: Space,
+    /// Lanes whose place is good.
+    pub ok: u32,
+    /// Allocation per lane, for global memory.
+    pub alloc: [u32; 32],
+    /// All lanes in one allocation.
+    pub uniform: bool,
+    pub offset: [usize; 32],
+}
+
+#[inline(always)]
+pub(super) fn read_le(data: &[u8], at: usize, n: usize) -> u64 {
+    match n {
+        4 => u64::from(u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])),
+        8 => {
+            let mut b = [0; 8];
+            b.copy_from_slice(&data[at..at + 8]);
+            u64::from_le_bytes(b)
+        }
+        2 => u64::from(u16::from_le_bytes([data[at], data[at + 1]])),
+        _ => u64::from(data[at]),
+    }
+}
+
+#[inline(always)]
+pub(super) fn write_le(data: &mut [u8], at: usize, n: usize, v: u64) {
+    match n {
+        4 => data[at..at + 4].copy_from_slice(&(v as u32).to_le_bytes()),
+        8 => data[at..at + 8].copy_from_slice(&v.to_le_bytes()),
+        2 => data[at..at + 2].copy_from_slice(&(v as u16).to_le_bytes()),
+        _ => data[at] = v as u8,
+    }
+}
+
+fn window_of(addr: u64) -> (Space, u64) {
+    match addr {
+        SHARED_WINDOW..LOCAL_WINDOW => (Space::Shared, SHARED_WINDOW),
+        LOCAL_WINDOW..PARAM_WINDOW => (Space::Local, LOCAL_WINDOW),
+        PARAM_WINDOW..WINDOW_END => (Space::Param, PARAM_WINDOW),
+        _ => (Space::Global, 0),
+    }
+}
+
+impl Machine<'_> {
+    /// Computes the addresses of an access into the warp's scratch array.
+    #[inline]
+    pub(super) fn addresses(&mut self, cta: &mut Cta, wi: usize, base: R, offset: i64) {
+        let w = &mut cta.warps[wi];
+        if !base.some() {
+            w.addr = [offset as u64; 32];
+        } else if base.wide() {
+            let b = w.bank.r64(base);
+            for i in 0..32 {
+                w.addr[i] = b[i].wrapping_add(offset as u64);
+            }
+        } else {
+            let b = w.bank.r32(base);
+            for i in 0..32 {
+                w.addr[i] = u64::from(b[i].wrapping_add(offset as u32));
+            }
+        }
+    }
+
+    /// Splits lanes of a generic access by the window of their addresses; calls `f` per space.
+    fn by_space(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        mask: u32,
+        space: Space,
+        mut f: impl FnMut(&mut Self, &mut Cta, Space, u32),
+    ) {
+        if space != Space::Generic {
+            f(self, cta, space, mask);
+            return;
+        }
+        let mut left = mask;
+        while left != 0 {
+            let (space, window) = window_of(cta.warps[wi].addr[left.trailing_zeros() as usize]);
+            let mut same = 0;
+            for i in lanes(left) {
+                let a = &mut cta.warps[wi].addr[i];
+                if window_of(*a).0 == space {
+                    same |= 1 << i;
+                }
+            }
+            for i in lanes(same) {
+                cta.warps[wi].addr[i] -= window;
+            }
+            f(self, cta, space, same);
+            left &= !same;
+        }
+    }
+
+    /// Finds the places of `total` bytes a lane.
+    pub(super) fn spots(
+        &mut self,
+        cta: &Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        space: Space,
+        total: usize,
+        write: bool,
+    ) -> Spots {
+        let addr = &cta.warps[wi].addr;
+        let mut s = Spots { space, ok: 0, alloc: [0; 32], uniform: true, offset: [0; 32] };
+        let misaligned = |a: u64| a & (total as u64 - 1) != 0;
+        match space {
+            Space::Global | Space::Const | Space::Generic => {
+                s.space = Space::Global;
+                let first = addr[mask.trailing_zeros() as usize];
+                if let Some(i) = self.l.mem.find(first) {
+                    let a = &self.l.mem.allocs[i];
+                    if a.live && !(write && a.readonly) && a.size >= total as u64 {
+                        let last = a.size - total as u64;
+                        let mut ok = true;
+                        for lane in 0..32 {
+                            let off = addr[lane].wrapping_sub(a.base);
+                            let active = mask >> lane & 1 != 0;
+                            ok &= !active | (off <= last && !misaligned(addr[lane]));
+                            s.offset[lane] = off as usize;
+                        }
+                        if ok {
+                            s.ok = mask;
+                            s.alloc = [i as u32; 32];
+                            return s;
+                        }
+                    }
+                }
+                s.uniform = false;
+                self.slow_spots(cta, wi, pc, mask, total, write, &mut s);
+            }
+            _ => {
+                let limit = match space {
+                    Space::Shared => self.l.shared as u64,
+                    Space::Local => u64::from(self.l.prog.local_bytes),
+                    _ => self.l.params.len() as u64,
+                };
+                let (mut outside, mut crooked) = (0u32, 0u32);
+                let stride = if space == Space::Local { self.l.prog.local_bytes as usize } else { 0 };
+                for lane in lanes(mask) {
+                    let a = addr[lane];
+                    if a > limit || total as u64 > limit - a {
+                        outside |= 1 << lane;
+                    } else if misaligned(a) {
+                        crooked |= 1 << lane;
+                    }
+                    s.offset[lane] = (a as usize).wrapping_add(lane * stride);
+                }
+                s.ok = mask & !outside & !crooked;
+                let readonly = write && space == Space::Param;
+                if outside | crooked != 0 || readonly {
+                    self.bad_small(cta, wi, pc, mask, space, limit, total, write, outside, crooked);
+                    if readonly {
+                        s.ok = 0;
+                    } else if !self.check_mem {
+                        s.ok |= crooked;
+                    }
+                }
+            }
+        }
+        s
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    #[cold]
+    fn bad_small(
+        &mut self,
+        cta: &Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        space: Space,
+        limit: u64,
+        total: usize,
+        write: bool,
+        outside: u32,
+        crooked: u32,
+    ) {
+        let addr = &cta.warps[wi].addr;
+        let verb = if write { "store" } else { "load" };
+        let name = space.name();
+        if !self.check_mem {
+            if outside != 0 {
+                self.illegal(pc, addr[outside.trailing_zeros() as usize]);
+            }
+            return;
+        }
+        let place =
+            |a: u64| Some((a, Some(Place { name: format!(".{name}"), size: limit, offset: a as i64 })));
+        if outside != 0 {
+            let a = addr[outside.trailing_zeros() as usize];
+            let of = if space == Space::Shared { " of the CTA" } else { "" };
+            self.find(Class::Mem, "out of bounds", wi as u32, pc, outside, place(a), || {
+                format!("{verb} of {total} bytes at {a:#x}, beyond the {limit} bytes of {name} memory{of}")
+            });
+        }
+        if crooked != 0 {
+            let a = addr[crooked.trailing_zeros() as usize];
+            self.find(Class::Mem, "misaligned", wi as u32, pc, crooked, place(a), || {
+                format!("{verb} of {total} bytes at {name} address {a:#x}, which is no multiple of {total}")
+            });
+        }
+        if write && space == Space::Param {
+            self.find(Class::Mem, "read-only", wi as u32, pc, mask, None, || {
+                "store to a parameter of the kernel".to_string()
+            });
+        }
+    }
+
+    /// Lane by lane, with the reasons.
+    #[allow(clippy::too_many_arguments)]
+    #[cold]
+    fn slow_spots(
+        &mut self,
+        cta: &Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        total: usize,
+        write: bool,
+        s: &mut Spots,
+    ) {
+        const KINDS: [&str; 5] = ["null", "out of bounds", "use after free", "misaligned", "read-only"];
+        let addr = cta.warps[wi].addr;
+        let mut bad = [0u32; 5];
+        for lane in lanes(mask) {
+            let a = addr[lane];
+            let kind = match self.l.mem.find(a) {
+                None if a < 4096 => Some(0),
+                None => Some(1),
+                Some(i) => {
+                    let al = &self.l.mem.allocs[i];
+                    s.alloc[lane] = i as u32;
+                    s.offset[lane] = (a - al.base) as usize;
+                    if !al.live {
+                        Some(2)
+                    } else if a - al.base + total as u64 > al.size {
+                        Some(1)
+                    } else if write && al.readonly {
+                        Some(4)
+                    } else if a & (total as u64 - 1) != 0 && self.check_mem {
+                        Some(3)
+                    } else {
+                        None
+                    }
+                }
+            };
+            match kind {
+                None => s.ok |= 1 << lane,
+                Some(k) => bad[k] |= 1 << lane,
+            }
+        }
+        for (k, &m) in bad.iter().enumerate() {
+            if m == 0 {
+                continue;
+            }
+            let a = addr[m.trailing_zeros() as usize];
+            if !self.check_mem {
+                self.illegal(pc, a);
+                return;
+            }
+            let near = self.l.mem.find(a).or_else(|| self.l.mem.nearest(a)).map(|i| {
+                let al = &self.l.mem.allocs[i];
+                Place { name: al.name.clone(), size: al.size, offset: a.wrapping_sub(al.base) as i64 }
+            });
+            let verb = if write { "store" } else { "load" };
+            let what = match k {
+                0 => "at the null page",
+                1 => "outside every allocation",
+                2 => "in freed memory",
+                3 => "at an address that is no multiple of its size",
+                _ => "to read-only memory",
+            };
+            self.find(Class::Mem, KINDS[k], wi as u32, pc, m, Some((a, near)), || {
+                format!("{}: {verb} of {total} bytes {what}", KINDS[k])
+            });
+        }
+    }
+
+    fn illegal(&mut self, pc: u32, address: u64) {
+        if self.fatal.is_none() {
+            self.fatal = Some(Error::IllegalAddress {
+                kernel: self.l.prog.name.clone(),
+                line: self.line(pc),
+                address,
+            });
+        }
+        self.stop = true;
+    }
+
+    /// Reports bytes that were never written.
+    pub(super) fn check_written(&mut self, cta: &Cta, wi: usize, pc: u32, s: &Spots, total: usize) {
+        let mut bad = 0u32;
+        match s.space {
+            Space::Shared | Space::Local => {
+                let bits: &Bits =
+                    if s.space == Space::Shared { &cta.shared_known } else { &cta.warps[wi].local_known };
+                for lane in lanes(s.ok) {
+                    if !bits.all(s.offset[lane], total) {
+                        bad |= 1 << lane;
+                    }
+                }
+            }
+            Space::Global => {
+                if s.uniform {
+                    let Some(i) = lanes(s.ok).next() else { return };
+                    let Some(bits) = &self.l.mem.allocs[s.alloc[i] as usize].init else { return };
+                    for lane in lanes(s.ok) {
+                        if !bits.all(s.offset[lane], total) {
+                            bad |= 1 << lane;
+                        }
+                    }
+                } else {
+                    for lane in lanes(s.ok) {
+                        let a = &self.l.mem.allocs[s.alloc[lane] as usize];
+                        if a.init.as_ref().is_some_and(|b| !b.all(s.offset[lane], total)) {
+                            bad |= 1 << lane;
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        if bad == 0 {
+            return;
+        }
+        let lane = bad.trailing_zeros() as usize;
+        let a = cta.warps[wi].addr[lane];
+        let place = if s.space == Space::Global {
+            let al = &self.l.mem.allocs[s.alloc[lane] as usize];
+            Place { name: al.name.clone(), size: al.size, offset: s.offset[lane] as i64 }
+        } else {
+            let size = if s.space == Space::Shared { self.l.shared } else { self.l.prog.local_bytes };
+            Place { name: format!(".{}", s.space.name()), size: u64::from(size), offset: a as i64 }
+        };
+        let kind = match s.space {
+            Space::Shared => "shared memory",
+            Space::Local => "local memory",
+            _ => "global memory",
+        };
+        self.find(Class::Init, kind, wi as u32, pc, bad, Some((a, Some(place))), || {
+            format!("reads {kind} that was never written")
+        });
+    }
+
+    /// Counts sectors or bank conflicts of an access.
+    pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
+        if !self.count || s.ok == 0 {
+            return;
+        }
+        let addr = &cta.warps[wi].addr;
+        match s.space {
+            Space::Global => {
+                let bytes = u64::from(s.ok.count_ones()) * total as u64;
+                let sectors = sectors(addr, s.ok, total);
+                if write {
+                    self.n.global_bytes_written += bytes;
+                    self.n.global_sectors_written += sectors;
+                } else {
+                    self.n.global_bytes_read += bytes;
+                    self.n.global_sectors_read += sectors;
+                }
+            }
+            Space::Shared => {
+                self.n.shared_accesses += 1;
+                self.n.bank_conflicts += conflicts(addr, s.ok, total);
+            }
+            _ => {}
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn load(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        m: Access,
+        d: [R; 4],
+        more: u32,
+    ) {
+        self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
+        self.addresses(cta, wi, m.base, m.offset);
+        let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
+        let total = n * bytes;
+        self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
+            let s = this.spots(cta, wi, pc, mask, space, total, false);
+            this.count_access(cta, wi, &s, total, false);
+            if this.check_init {
+                this.check_written(cta, wi, pc, &s, total);
+            }
+            let sign = if m.signed { 64 - 8 * bytes as u32 } else { 0 };
+            for j in 0..n {
+                let reg = if j < 4 { d[j] } else { this.l.prog.pool[more as usize + j - 4] };
+                let Cta { shared, warps, .. } = cta;
+                let w = &mut warps[wi];
+                let bank = &mut w.bank;
+                let fit = if reg.wide() || !m.signed { u64::MAX } else { 0xffff_ffff };
+                let mut put = |lane: usize, data: &[u8]| {
+                    let v = read_le(data, s.offset[lane] + j * bytes, bytes);
+                    let v = if m.signed { ((v << sign) as i64 >> sign) as u64 & fit } else { v };
+                    bank.set(reg, lane, v);
+                };
+                match s.space {
+                    Space::Global if s.uniform => {
+                        let i = s.alloc[mask.trailing_zeros() as usize] as usize;
+                        let data = &this.l.mem.allocs[i].data;
+                        for lane in lanes(s.ok) {
+                            put(lane, data);
+                        }
+                    }
+                    Space::Global => {
+                        for lane in lanes(s.ok) {
+                            put(lane, &this.l.mem.allocs[s.alloc[lane] as usize].data);
+                        }
+                    }
+                    Space::Shared => {
+                        for lane in lanes(s.ok) {
+                            put(lane, shared);
+                        }
+                    }
+                    Space::Local => {
+                        for lane in lanes(s.ok) {
+                            put(lane, &w.local);
+                        }
+                    }
+                    _ => {
+                        for lane in lanes(s.ok) {
+                            put(lane, this.l.params);
+                        }
+                    }
+                }
+                for lane in lanes(mask & !s.ok) {
+                    w.bank.set(reg, lane, 0);
+                }
+                this.wrote(w, mask, reg);
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn store(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        m: Access,
+        src: [R; 4],
+        more: u32,
+    ) {
+        let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
+        let total = n * bytes;
+        if self.check_init {
+            self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
+            self.check_regs(&mut cta.warps[wi], pc, mask, &src[..n.min(4)]);
+        }
+        self.addresses(cta, wi, m.base, m.offset);
+        self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
+            let s = this.spots(cta, wi, pc, mask, space, total, true);
+            this.count_access(cta, wi, &s, total, true);
+            let Cta { shared, shared_known, warps, .. } = cta;
+            let w = &mut warps[wi];
+            let prog = this.l.prog;
+            let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
+            match s.space {
+                Space::Global => {
+                    for lane in lanes(s.ok) {
+                        let a = &mut this.l.mem.allocs[s.alloc[lane] as usize];
+                        for j in 0..n {
+                            write_le(
+                                &mut a.data,
+                                s.offset[lane] + j * bytes,
+                                bytes,
+                                w.bank.get(reg(j), lane),
+                            );
+                        }
+                        if let Some(bits) = &mut a.init {
+                            bits.set(s.offset[lane], total);
+                        }
+                    }
+                }
+                Space::Shared => {
+                    for lane in lanes(s.ok) {
+                        for j in 0..n {
+                            write_le(shared, s.offset[lane] + j * bytes, bytes, w.bank.get(reg(j), lane));
+                        }
+                    }
+                    if this.check_init {
+                        for lane in lanes(s.ok) {
+                            shared_known.set(s.offset[lane], total);
+                        }
+                    }
+                }
+                Space::Local => {
+                    for lane in lanes(s.ok) {
+                        for j in 0..n {
+                            write_le(
+                                &mut w.local,
+                                s.offset[lane] + j * bytes,
+                                bytes,
+                                w.bank.get(reg(j), lane),
+                            );
+                        }
+                        w.local_known.set(s.offset[lane], total);
+                    }
+                }
+                _ => {}
+            }
+        });
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn cp_async(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        (dst, doff): (R, i64),
+        (src, soff): (R, i64),
+        bytes: u8,
+        src_bytes: R,
+    ) {
+        self.check_regs(&mut cta.warps[wi], pc, mask, &[dst, src, src_bytes]);
+        let total = usize::from(bytes);
+        self.addresses(cta, wi, dst, doff);
+        let to = self.spots(cta, wi, pc, mask, Space::Shared, total, true);
+        self.count_access(cta, wi, &to, total, true);
+        let mut size = [bytes; 32];
+        if src_bytes.some() {
+            let v = cta.warps[wi].bank.r32(src_bytes);
+            for i in 0..32 {
+                size[i] = v[i].min(u32::from(bytes)) as u8;
+            }
+        }
+        self.addresses(cta, wi, src, soff);
+        // Lanes that copy nothing may have any address.
+        let reads = lanes(to.ok).filter(|&i| size[i] > 0).fold(0, |m, i| m | 1 << i);
+        let mut good = to.ok;
+        if reads != 0 {
+            let partial = lanes(reads).any(|i| size[i] != bytes);
+            let from = if partial {
+                // Bounds follow the bytes really read; alignment follows the copy.
+                self.partial_spots(cta, wi, pc, reads, total, &size)
+            } else {
+                self.spots(cta, wi, pc, reads, Space::Global, total, false)
+            };
+            self.count_access(cta, wi, &from, total, false);
+            if self.check_init && !partial {
+                self.check_written(cta, wi, pc, &from, total);
+            }
+            good = (to.ok & !reads) | from.ok;
+        }
+        let w = &mut cta.warps[wi];
+        for lane in lanes(good) {
+            w.pending.push(Pending {
+                lane: lane as u8,
+                bytes,
+                src_bytes: size[lane],
+                dst: to.offset[lane] as u32,
+                src: w.addr[lane],
+                group: w.committed[lane],
+                pc,
+            });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn partial_spots(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        total: usize,
+        size: &[u8; 32],
+    ) -> Spots {
+        let mut out = Spots { space: Space::Global, ok: 0, alloc: [0; 32], uniform: false, offset: [0; 32] };
+        for lane in lanes(mask) {
+            let one = 1u32 << lane;
+            let n = usize::from(size[lane]);
+            let a = cta.warps[wi].addr[lane];
+            if a & (total as u64 - 1) != 0 {
+                // Reports the misalignment.
+                self.spots(cta, wi, pc, one, Space::Global, total, false);
+                continue;
+            }
+            let inside = self.l.mem.find(a).is_some_and(|i| {
+                let al = &self.l.mem.allocs[i];
+                al.live && a - al.base + n as u64 <= al.size
+            });
+            if inside {
+                if let Some(i) = self.l.mem.find(a) {
+                    out.alloc[lane] = i as u32;
+                    out.offset[lane] = (a - self.l.mem.allocs[i].base) as usize;
+                }
+                out.ok |= one;
+            } else {
+                self.spots(cta, wi, pc, one, Space::Global, total, false);
+            }
+        }
+        out
+    }
+
+    /// Completes all but the newest `pending` groups of each lane.
+    pub(super) fn cp_wait(&mut self, cta: &mut Cta, wi: usize, mask: u32, pending: u32) {
+        let Cta { shared, shared_known, warps, .. } = cta;
+        let w = &mut warps[wi];
+        let committed = w.committed;
+        let check_init = self.check_init;
+        let mem = &self.l.mem;
+        let mut last = 0usize;
+        w.pending.retain(|p| {
+            let lane = usize::from(p.lane);
+            // wait_all also takes what was not committed.
+            let done = if pending == u32::MAX { true } else { p.group + pending < committed[lane] };
+            if mask >> lane & 1 == 0 || !done {
+                return true;
+            }
+            let (n, total, dst) = (usize::from(p.src_bytes), usize::from(p.bytes), p.dst as usize);
+            let to = &mut shared[dst..dst + total];
+            to.fill(0);
+            if n > 0 {
+                let hit = mem.allocs.get(last).is_some_and(|a| p.src.wrapping_sub(a.base) < a.size);
+                if !hit {
+                    match mem.find(p.src) {
+                        Some(i) => last = i,
+                        None => return false,
+                    }
+                }
+                let a = &mem.allocs[last];
+                let at = (p.src - a.base) as usize;
+                if let Some(from) = a.data.get(at..at + n) {
+                    to[..n].copy_from_slice(from);
+                }
+            }
+            if check_init {
+                shared_known.set(dst, total);
+            }
+            let _ = p.pc;
+            false
+        });
+    }
+
+    /// A print of the device runtime: `%d %i %u %x %X %o %c %s %f %e %g %p %ld %lu %lld %llu %lx`.
+    pub(super) fn vprintf(&mut self, cta: &mut Cta, wi: usize, mask: u32, args: u32, ret: u32) {
+        let size = self.l.prog.local_bytes as usize;
+        for lane in lanes(mask) {
+            let w = &mut cta.warps[wi];
+            let at = lane * size + args as usize;
+            let (format, list) = (read_le(&w.local, at, 8), read_le(&w.local, at + 8, 8));
+            let text = self.string(format);
+            let local = &cta.warps[wi].local;
+            let start = list.wrapping_sub(LOCAL_WINDOW) as usize;
+            let values = if start < size { &local[lane * size + start..(lane + 1) * size] } else { &[][..] };
+            let line = self.print(&text, values);
+            self.output.push_str(&line);
+            if ret != u32::MAX {
+                let w = &mut cta.warps[wi];
+                let at = lane * size + ret as usize;
+                write_le(&mut w.local, at, 4, 1);
+                w.local_known.set(at, 4);
+            }
+        }
+    }
+
+    /// Zero-terminated bytes in global memory.
+    fn string(&self, addr: u64) -> String {
+        let Some(i) = self.l.mem.find(addr) else { return String::new() };
+        let a = &self.l.mem.allocs[i];
+        let from = (addr - a.base) as usize;
+        let bytes = a.data.get(from..).unwrap_or(&[]);
+        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
+        String::from_utf8_lossy(&bytes[..end]).into_owned()
+    }
+
+    fn print(&self, format: &str, values: &[u8]) -> String {
+        let mut out = String::new();
+        let mut at = 0usize;
+        let mut take = |n: usize| {
+            at = at.next_multiple_of(n);
+            let v = if at + n <= values.len() { read_le(values, at, n) } else { 0 };
+            at += n;
+            v
+        };
+        let mut chars = format.chars().peekable();
+        while let Some(c) = chars.next() {
+            if c != '%' {
+                out.push(c);
+                continue;
+            }
+            let mut long = false;
+            while let Some(&c) = chars.peek() {
+                match c {
+                    'l' | 'z' => long = true,
+                    '0'..='9' | '.' | '-' | '+' | ' ' | '#' | 'h' => {}
+                    _ => break,
+                }
+                chars.next();
+            }
+            let n = if long { 8 } else { 4 };
+            match chars.next() {
+                Some('d' | 'i') if long => out.push_str(&(take(8) as i64).to_string()),
+                Some('d' | 'i') => out.push_str(&(take(4) as u32 as i32).to_string()),
+                Some('u') => out.push_str(&take(n).to_string()),
+                Some('x') => out.push_str(&format!("{:x}", take(n))),
+                Some('X') => out.push_str(&format!("{:X}", take(n))),
+                Some('o') => out.push_str(&format!("{:o}", take(n))),
+                Some('p') => out.push_str(&format!("{:#x}", take(8))),
+                Some('c') => out.push(char::from(take(4) as u8)),
+                Some('f') => out.push_str(&format!("{:.6}", f64::from_bits(take(8)))),
+                Some('e' | 'g') => out.push_str(&format!("{:e}", f64::from_bits(take(8)))),
+                Some('s') => {
+                    let s = self.string(take(8));
+                    out.push_str(&s);
+                }
+                Some(other) => out.push(other),
+                None => {}
+            }
+        }
+        out
+    }
+}
+
+/// Distinct 32-byte sectors.
+fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+    let t = total as u64;
+    if mask == u32::MAX && (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) {
+        return (addr[31] + t - 1) / 32 - addr[0] / 32 + 1;
+    }
+    // At most 33 sectors a lane would need more than 1 KiB an access: two is the most here.
+    let mut list = [0u64; 64];
+    let mut n = 0;
+    for i in lanes(mask) {
+        let (a, b) = (addr[i] / 32, (addr[i] + t - 1) / 32);
+        for s in [a, b] {
+            if !list[..n].contains(&s) && n < 64 {
+                list[n] = s;
+                n += 1;
+            }
+        }
+    }
+    n as u64
+}
+
+/// Passes over the 32 banks beyond those needed: 4-byte accesses take one pass, 8-byte ones two of
+/// half a warp, 16-byte ones four of a quarter.
+fn conflicts(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+    let t = total as u64;
+    if (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) || (1..32).all(|i| addr[i] == addr[0]) {
+        return 0;
+    }
+    let phases = (total / 4).clamp(1, 4);
+    let per = 32 / phases;
+    let mut extra = 0;
+    for p in 0..phases {
+        let mut words = [0u64; 32 * 4];
+        let mut n = 0;
+        let mut banks = [0u8; 32];
+        for i in p * per..(p + 1) * per {
+            if mask >> i & 1 == 0 {
+                continue;
+            }
+            for k in 0..total.div_ceil(4).min(4) {
+                let w = addr[i] / 4 + k as u64;
+                if !words[..n].contains(&w) {
+                    words[n] = w;
+                    n += 1;
+                    banks[(w % 32) as usize] += 1;
+                }
+            }
+        }
+        extra += u64::from(banks.iter().max().copied().unwrap_or(0).saturating_sub(1));
+    }
+    extra
+}

@@ -1,0 +1,777 @@
+//! The machine: CTAs, warps, their schedule, and the instruction loop.
+//!
+//! A warp is a list of groups of lanes, each with its own place in the program; a converged warp has
+//! one. The group with the lowest place runs first, which brings lanes together again at joins; a
+//! group that keeps others waiting for long is put behind them, so spinning on a sibling lane ends.
+//! Warp-wide `.sync` instructions and aligned barriers wait for the lanes of their mask; only when
+//! nothing in the CTA can go on is a missing lane a finding.
+
+mod alu;
+mod atomics;
+mod barrier;
+mod lanes;
+mod matrix;
+mod mem;
+mod warp;
+
+use crate::device::Options;
+use crate::error::Error;
+use crate::inst::*;
+use crate::memory::{Bits, Memory};
+use crate::report::{Class, Counters, Finding, Place as Where};
+use lanes::Bank;
+use std::collections::HashMap;
+
+/// Instructions a group may run while others of its warp wait.
+const PATIENCE: u32 = 20_000;
+/// Distinct findings kept.
+const MOST_FINDINGS: usize = 200;
+
+/// What a group of lanes does.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum State {
+    Ready,
+    /// Waits for these lanes at a warp-wide instruction.
+    Sync(u32),
+    /// Waits at a CTA barrier.
+    Bar(u8),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Group {
+    pc: u32,
+    mask: u32,
+    state: State,
+    /// Go through the next warp-wide instruction without the missing lanes.
+    forced: bool,
+}
+
+/// A pending asynchronous copy of one lane.
+#[derive(Clone, Copy)]
+struct Pending {
+    lane: u8,
+    bytes: u8,
+    src_bytes: u8,
+    dst: u32,
+    src: u64,
+    group: u32,
+    pc: u32,
+}
+
+struct Warp {
+    index: u32,
+    exists: u32,
+    exited: u32,
+    bank: Bank,
+    preds: Vec<u32>,
+    /// Which lanes of each slot were written.
+    known: Vec<u32>,
+    pknown: Vec<u32>,
+    groups: Vec<Group>,
+    /// Group to run next, when another one was put behind it.
+    turn: Option<usize>,
+    local: Vec<u8>,
+    local_known: Bits,
+    pending: Vec<Pending>,
+    committed: [u32; 32],
+    executed: u64,
+    addr: [u64; 32],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Barrier {
+    arrived: u32,
+    expected: u32,
+    /// For the reductions.
+    popc: u32,
+    threads: u32,
+}
+
+struct Cta {
+    id: [u32; 3],
+    shared: Vec<u8>,
+    shared_known: Bits,
+    bars: [Barrier; 16],
+    warps: Vec<Warp>,
+    /// A barrier changed since it was last looked at.
+    bar_event: bool,
+    next: usize,
+}
+
+/// What an instruction does to the flow.
+enum Flow {
+    Next,
+    Jump(u32),
+    /// Each active lane goes to the place in the warp's scratch list.
+    Scatter,
+    Exit,
+    /// The group waits.
+    Wait(State),
+    /// The state of other groups changed; go on behind the instruction and choose anew.
+    Again,
+    Stop,
+}
+
+/// Everything a launch knows.
+pub(crate) struct Launch<'a> {
+    pub prog: &'a Program,
+    pub mem: &'a mut Memory,
+    pub params: &'a [u8],
+    pub consts: Vec<(R, Const, u64)>,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    pub shared: u32,
+    pub dynamic: u32,
+    pub options: &'a Options,
+    pub files: &'a HashMap<u32, String>,
+}
+
+pub(crate) struct Outcome {
+    pub findings: Vec<Finding>,
+    pub counters: Counters,
+    pub completed: bool,
+    pub output: String,
+}
+
+struct Machine<'a> {
+    l: Launch<'a>,
+    insts: &'a [Inst],
+    findings: Vec<Finding>,
+    seen: HashMap<(Class, &'static str, u32), usize>,
+    dropped: u64,
+    n: Counters,
+    steps: u64,
+    fatal: Option<Error>,
+    stop: bool,
+    check_init: bool,
+    check_mem: bool,
+    check_sync: bool,
+    count: bool,
+    cta_id: [u32; 3],
+    output: String,
+    scatter: [u32; 32],
+}
+
+/// xorshift, enough for schedules.
+struct Rng(u64);
+
+impl Rng {
+    fn new(seed: u64) -> Rng {
+        Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        ((self.next() >> 33) % n.max(1) as u64) as usize
+    }
+}
+
+pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
+    let options = l.options;
+    let prog = l.prog;
+    let mut m = Machine {
+        insts: &prog.insts,
+        findings: Vec::new(),
+        seen: HashMap::new(),
+        dropped: 0,
+        n: Counters::default(),
+        steps: 0,
+        fatal: None,
+        stop: false,
+        check_init: options.checks.init,
+        check_mem: options.checks.mem,
+        check_sync: options.checks.sync,
+        count: options.counters,
+        cta_id: [0; 3],
+        output: String::new(),
+        scatter: [0; 32],
+        l,
+    };
+    m.run();
+    if let Some(e) = m.fatal {
+        return Err(e);
+    }
+    Ok(Outcome { completed: !m.stop, findings: m.findings, counters: m.n, output: m.output })
+}
+
+impl Machine<'_> {
+    fn run(&mut self) {
+        let seed = self.l.options.seed;
+        let mut rng = Rng::new(seed);
+        let [gx, gy, gz] = self.l.grid.map(u64::from);
+        let total = gx * gy * gz;
+        let mut order: Option<Vec<u32>> = None;
+        if seed != 0 && total <= 1 << 22 {
+            let mut v: Vec<u32> = (0..total as u32).collect();
+            for i in (1..v.len()).rev() {
+                v.swap(i, rng.below(i + 1));
+            }
+            order = Some(v);
+        }
+        let resident = self.l.options.resident_ctas.max(1);
+        let mut ctas: Vec<Cta> = Vec::new();
+        let mut spare: Vec<Cta> = Vec::new();
+        let mut started = 0u64;
+        let mut turn = 0usize;
+        while !self.stop {
+            while ctas.len() < resident && started < total {
+                let linear = order.as_ref().map_or(started, |o| u64::from(o[started as usize]));
+                let id = [(linear % gx) as u32, (linear / gx % gy) as u32, (linear / (gx * gy)) as u32];
+                let mut cta = spare.pop().unwrap_or_else(|| self.new_cta());
+                self.start_cta(&mut cta, id, linear);
+                ctas.push(cta);
+                started += 1;
+            }
+            if ctas.is_empty() {
+                return;
+            }
+            let (i, quantum) = if seed == 0 {
+                turn = if turn + 1 < ctas.len() { turn + 1 } else { 0 };
+                (turn, 2048)
+            } else {
+                (rng.below(ctas.len()), 1 + rng.below(96) as u32)
+            };
+            self.cta_id = ctas[i].id;
+            let live = self.slice(&mut ctas[i], quantum, if seed == 0 { None } else { Some(&mut rng) });
+            if !live {
+                spare.push(ctas.swap_remove(i));
+            }
+            if self.steps > self.l.options.max_steps && !self.stop {
+                self.step_limit(&ctas);
+            }
+        }
+    }
+
+    fn new_cta(&self) -> Cta {
+        let threads = self.l.block.iter().product::<u32>();
+        let prog = self.l.prog;
+        let local = prog.local_bytes as usize * 32;
+        let warps = (0..threads.div_ceil(32))
+            .map(|index| Warp {
+                index,
+                exists: 0,
+                exited: 0,
+                bank: Bank::new(prog.slots as usize),
+                preds: vec![0; prog.preds as usize],
+                known: vec![0; prog.slots as usize],
+                pknown: vec![0; prog.preds as usize],
+                groups: Vec::with_capacity(8),
+                turn: None,
+                local: vec![0; local],
+                local_known: Bits::new(local),
+                pending: Vec::new(),
+                committed: [0; 32],
+                executed: 0,
+                addr: [0; 32],
+            })
+            .collect();
+        Cta {
+            id: [0; 3],
+            shared: vec![0; self.l.shared as usize],
+            shared_known: Bits::new(self.l.shared as usize),
+            bars: [Barrier::default(); 16],
+            warps,
+            bar_event: false,
+            next: 0,
+        }
+    }
+
+    fn start_cta(&self, cta: &mut Cta, id: [u32; 3], linear: u64) {
+        cta.id = id;
+        cta.shared_known.clear();
+        // A pattern that is neither zero nor a small number, so that luck does not hide a fault.
+        cta.shared.fill(0xcd);
+        cta.bars = [Barrier::default(); 16];
+        cta.next = 0;
+        let [bx, by, _] = self.l.block;
+        let threads = self.l.block.iter().product::<u32>();
+        for w in &mut cta.warps {
+            let first = w.index * 32;
+            let n = (threads - first).min(32);
+            w.exists = if n == 32 { u32::MAX } else { (1 << n) - 1 };
+            w.exited = 0;
+            w.groups.clear();
+            w.groups.push(Group { pc: 0, mask: w.exists, state: State::Ready, forced: false });
+            w.turn = None;
+            w.preds.fill(0);
+            w.preds[P_TRUE as usize] = u32::MAX;
+            if self.check_init {
+                w.known.fill(0);
+                w.pknown.fill(0);
+                w.pknown[P_TRUE as usize] = u32::MAX;
+                w.pknown[P_FALSE as usize] = u32::MAX;
+            }
+            w.local_known.clear();
+            w.pending.clear();
+            w.committed = [0; 32];
+            w.executed = 0;
+            for (r, c, value) in &self.l.consts {
+                for lane in 0..32usize {
+                    let v = match c {
+                        Const::Special(s) => {
+                            self.special(*s, w.index, first, lane as u32, bx, by, id, linear)
+                        }
+                        _ => *value,
+                    };
+                    w.bank.set(*r, lane, v);
+                }
+                w.known[r.slot()] = u32::MAX;
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn special(
+        &self,
+        s: Special,
+        warp: u32,
+        first: u32,
+        lane: u32,
+        bx: u32,
+        by: u32,
+        cta: [u32; 3],
+        linear: u64,
+    ) -> u64 {
+        let t = first + lane;
+        let bit = 1u32 << lane;
+        u64::from(match s {
+            Special::Tid(0) => t % bx,
+            Special::Tid(1) => t / bx % by,
+            Special::Tid(_) => t / (bx * by),
+            Special::Ntid(i) => self.l.block[usize::from(i)],
+            Special::Ctaid(i) => cta[usize::from(i)],
+            Special::Nctaid(i) => self.l.grid[usize::from(i)],
+            Special::Laneid => lane,
+            Special::Warpid => warp,
+            Special::Nwarpid => self.l.block.iter().product::<u32>().div_ceil(32),
+            Special::Smid => (linear % 108) as u32,
+            Special::Nsmid => 108,
+            Special::Gridid => 1,
+            Special::LanemaskEq => bit,
+            Special::LanemaskLe => bit | (bit - 1),
+            Special::LanemaskLt => bit - 1,
+            Special::LanemaskGe => !(bit - 1),
+            Special::LanemaskGt => !(bit | (bit - 1)),
+            Special::DynamicSmemSize => self.l.dynamic,
+            Special::TotalSmemSize => self.l.shared,
+        })
+    }
+
+    /// Runs warps of a CTA; false when it has ended. With a generator one warp for one quantum,
+    /// without every warp once.
+    fn slice(&mut self, cta: &mut Cta, quantum: u32, rng: Option<&mut Rng>) -> bool {
+        let n = cta.warps.len();
+        let mut ran = false;
+        match rng {
+            Some(rng) => {
+                let start = rng.below(n);
+                for k in 0..n {
+                    let w = (start + k) % n;
+                    if self.run_warp(cta, w, quantum) {
+                        ran = true;
+                        break;
+                    }
+                }
+            }
+            None => {
+                for w in 0..n {
+                    ran |= self.run_warp(cta, w, quantum);
+                    if self.stop {
+                        return false;
+                    }
+                    if cta.bar_event {
+                        self.settle(cta);
+                    }
+                }
+            }
+        }
+        if self.stop {
+            return false;
+        }
+        if cta.bar_event {
+            self.settle(cta);
+        }
+        if !ran {
+            if cta.warps.iter().all(|w| w.groups.is_empty()) {
+                return false;
+            }
+            let runnable = cta.warps.iter().any(|w| w.groups.iter().any(|g| g.state == State::Ready));
+            if !runnable {
+                self.unblock(cta);
+            }
+        }
+        true
+    }
+
+    /// Chooses a group that can run.
+    fn pick(w: &mut Warp) -> Option<usize> {
+        if let Some(t) = w.turn.take() {
+            if w.groups.get(t).is_some_and(|g| g.state == State::Ready) {
+                return Some(t);
+            }
+        }
+        for _ in 0..2 {
+            let mut best: Option<usize> = None;
+            for (i, g) in w.groups.iter().enumerate() {
+                if g.state == State::Ready && best.is_none_or(|b| g.pc < w.groups[b].pc) {
+                    best = Some(i);
+                }
+            }
+            if best.is_some() {
+                return best;
+            }
+            // Lanes waited for may have ended meanwhile.
+            let mut any = false;
+            let exited = w.exited;
+            for g in &mut w.groups {
+                if let State::Sync(need) = g.state {
+                    if need & !exited & !g.mask == 0 {
+                        g.state = State::Ready;
+                        any = true;
+                    }
+                }
+            }
+            if !any {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Joins group `gi` with others at the same place; returns its new index.
+    fn join(w: &mut Warp, gi: usize) -> usize {
+        let (pc, mut i, mut at) = (w.groups[gi].pc, 0, gi);
+        while i < w.groups.len() {
+            let g = w.groups[i];
+            if i != at && g.pc == pc && !matches!(g.state, State::Bar(_)) {
+                w.groups[at].mask |= g.mask;
+                w.groups[at].state = State::Ready;
+                w.groups[at].forced &= g.forced;
+                w.groups.swap_remove(i);
+                if at == w.groups.len() {
+                    at = i;
+                }
+                // The moved group now stands at `i` and is looked at next.
+                continue;
+            }
+            i += 1;
+        }
+        at
+    }
+
+    /// Runs one warp for at most `quantum` instructions; false when it could not move.
+    fn run_warp(&mut self, cta: &mut Cta, wi: usize, quantum: u32) -> bool {
+        let mut budget = quantum;
+        let mut moved = false;
+        while budget > 0 && !self.stop {
+            let Some(gi) = Self::pick(&mut cta.warps[wi]) else { break };
+            let mut gi = Self::join(&mut cta.warps[wi], gi);
+            moved = true;
+            let alone = cta.warps[wi].groups.len() == 1;
+            let Group { mut pc, mut mask, .. } = cta.warps[wi].groups[gi];
+            let mut patience = PATIENCE;
+            loop {
+                if budget == 0 {
+                    cta.warps[wi].groups[gi].pc = pc;
+                    break;
+                }
+                let inst = &self.insts[pc as usize];
+                let mut active = mask;
+                if inst.guard != NO_P {
+                    let p = (inst.guard & !GUARD_NEG) as usize;
+                    let v = cta.warps[wi].preds[p];
+                    if self.check_init && cta.warps[wi].pknown[p] & mask != mask {
+                        let lanes = mask & !cta.warps[wi].pknown[p];
+                        self.uninit_reg(&cta.warps[wi], pc, lanes);
+                        cta.warps[wi].pknown[p] = u32::MAX;
+                    }
+                    active &= if inst.guard & GUARD_NEG != 0 { !v } else { v };
+                }
+                budget -= 1;
+                self.steps += 1;
+                let w = &mut cta.warps[wi];
+                w.executed += 1;
+                self.n.warp_instructions += 1;
+                self.n.lane_instructions += u64::from(active.count_ones());
+                if active == 0 {
+                    pc += 1;
+                } else {
+                    if active != mask && is_sync(&inst.op) {
+                        // Lanes that do not take part go past it.
+                        let rest =
+                            Group { pc: pc + 1, mask: mask & !active, state: State::Ready, forced: false };
+                        w.groups[gi] = Group { pc, mask: active, ..w.groups[gi] };
+                        w.groups.push(rest);
+                        mask = active;
+                    }
+                    w.groups[gi].pc = pc;
+                    match self.exec(&inst.op, cta, wi, pc, active, gi) {
+                        Flow::Next => pc += 1,
+                        Flow::Jump(t) if active == mask => pc = t,
+                        Flow::Jump(t) => {
+                            let w = &mut cta.warps[wi];
+                            w.groups[gi] = Group {
+                                pc: pc + 1,
+                                mask: mask & !active,
+                                state: State::Ready,
+                                forced: false,
+                            };
+                            w.groups.push(Group { pc: t, mask: active, state: State::Ready, forced: false });
+                            break;
+                        }
+                        Flow::Scatter => {
+                            self.scatter(&mut cta.warps[wi], gi, pc, mask, active);
+                            break;
+                        }
+                        Flow::Exit => {
+                            let w = &mut cta.warps[wi];
+                            w.exited |= active;
+                            cta.bar_event = true;
+                            if active == mask {
+                                w.groups.swap_remove(gi);
+                            } else {
+                                w.groups[gi].mask = mask & !active;
+                                w.groups[gi].pc = pc + 1;
+                            }
+                            break;
+                        }
+                        Flow::Wait(state) => {
+                            let g = &mut cta.warps[wi].groups[gi];
+                            g.state = state;
+                            g.pc = pc;
+                            if matches!(state, State::Bar(_)) {
+                                cta.bar_event = true;
+                            }
+                            break;
+                        }
+                        Flow::Again => {
+                            cta.warps[wi].groups[gi].pc = pc + 1;
+                            break;
+                        }
+                        Flow::Stop => {
+                            self.stop = true;
+                            break;
+                        }
+                    }
+                }
+                if alone && cta.warps[wi].groups.len() == 1 {
+                    continue;
+                }
+                // Others of the warp wait: join them here, or let one that is behind catch up.
+                let w = &mut cta.warps[wi];
+                w.groups[gi].pc = pc;
+                let (mut meet, mut behind, mut waiting) = (false, false, false);
+                for (i, g) in w.groups.iter().enumerate() {
+                    if i == gi {
+                        continue;
+                    }
+                    meet |= g.pc == pc && !matches!(g.state, State::Bar(_));
+                    behind |= g.pc < pc && g.state == State::Ready;
+                    waiting |= g.state == State::Ready;
+                }
+                if meet {
+                    gi = Self::join(w, gi);
+                    mask = w.groups[gi].mask;
+                    if w.groups.len() == 1 {
+                        continue;
+                    }
+                }
+                if behind {
+                    break;
+                }
+                if waiting {
+                    patience -= 1;
+                    if patience == 0 {
+                        let n = w.groups.len();
+                        let other = (1..n).map(|k| (gi + k) % n).find(|&i| w.groups[i].state == State::Ready);
+                        w.turn = other;
+                        break;
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    fn scatter(&mut self, w: &mut Warp, gi: usize, pc: u32, mask: u32, active: u32) {
+        let rest = mask & !active;
+        let mut left = active;
+        w.groups.swap_remove(gi);
+        if rest != 0 {
+            w.groups.push(Group { pc: pc + 1, mask: rest, state: State::Ready, forced: false });
+        }
+        while left != 0 {
+            let target = self.scatter[left.trailing_zeros() as usize];
+            let mut same = 0;
+            for i in lanes::lanes(left) {
+                if self.scatter[i] == target {
+                    same |= 1 << i;
+                }
+            }
+            w.groups.push(Group { pc: target, mask: same, state: State::Ready, forced: false });
+            left &= !same;
+        }
+    }
+
+    // ---- findings ----
+
+    #[allow(clippy::too_many_arguments)]
+    fn find(
+        &mut self,
+        class: Class,
+        kind: &'static str,
+        warp: u32,
+        pc: u32,
+        lanes: u32,
+        at: Option<(u64, Option<Where>)>,
+        message: impl FnOnce() -> String,
+    ) {
+        if let Some(&i) = self.seen.get(&(class, kind, pc)) {
+            self.findings[i].count += 1;
+            return;
+        }
+        if self.findings.len() >= MOST_FINDINGS {
+            self.dropped += 1;
+            return;
+        }
+        let place = self.l.prog.places.get(pc as usize).copied().unwrap_or_default();
+        let source = (place.file != 0)
+            .then(|| self.l.files.get(&place.file).map(|f| (f.clone(), place.source)))
+            .flatten();
+        let (address, allocation) = match at {
+            Some((a, p)) => (Some(a), p),
+            None => (None, None),
+        };
+        self.seen.insert((class, kind, pc), self.findings.len());
+        self.findings.push(Finding {
+            class,
+            kind: kind.to_string(),
+            message: message(),
+            kernel: self.l.prog.name.clone(),
+            line: place.line,
+            source,
+            cta: self.cta_id,
+            warp,
+            lanes,
+            address,
+            allocation,
+            count: 1,
+        });
+    }
+
+    fn uninit_reg(&mut self, w: &Warp, pc: u32, lanes: u32) {
+        self.find(Class::Init, "register", w.index, pc, lanes, None, || {
+            "reads a register that was never written".to_string()
+        });
+    }
+
+    /// Reports sources that were never written in some active lane.
+    #[inline(always)]
+    fn check_regs(&mut self, w: &mut Warp, pc: u32, mask: u32, regs: &[R]) {
+        if !self.check_init {
+            return;
+        }
+        for &r in regs {
+            if r.some() && w.known[r.slot()] & mask != mask {
+                let lanes = mask & !w.known[r.slot()];
+                self.uninit_reg(w, pc, lanes);
+                // Once is enough for this value.
+                w.known[r.slot()] |= mask;
+            }
+        }
+    }
+
+    fn check_pred(&mut self, w: &mut Warp, pc: u32, mask: u32, p: P) {
+        if self.check_init && p != NO_P && w.pknown[p as usize] & mask != mask {
+            let lanes = mask & !w.pknown[p as usize];
+            self.uninit_reg(w, pc, lanes);
+            w.pknown[p as usize] |= mask;
+        }
+    }
+
+    #[inline(always)]
+    fn wrote(&self, w: &mut Warp, mask: u32, r: R) {
+        if self.check_init {
+            w.known[r.slot()] |= mask;
+        }
+    }
+
+    #[inline(always)]
+    fn set_pred(&self, w: &mut Warp, mask: u32, p: P, v: u32) {
+        if p == NO_P {
+            return;
+        }
+        let old = &mut w.preds[p as usize];
+        *old = (*old & !mask) | (v & mask);
+        if self.check_init {
+            w.pknown[p as usize] |= mask;
+        }
+    }
+
+    fn step_limit(&mut self, ctas: &[Cta]) {
+        self.stop = true;
+        let mut places = String::new();
+        let mut first = (0, 0, 0);
+        let mut n = 0;
+        for c in ctas {
+            for w in &c.warps {
+                for g in &w.groups {
+                    if n == 0 {
+                        self.cta_id = c.id;
+                        first = (w.index, g.pc, g.mask);
+                    }
+                    n += 1;
+                    if n <= 16 {
+                        let [x, y, z] = c.id;
+                        let line = self.line(g.pc);
+                        let what = match g.state {
+                            State::Ready => "runs",
+                            State::Sync(_) => "waits for lanes",
+                            State::Bar(_) => "waits at a barrier",
+                        };
+                        places.push_str(&format!(
+                            "\n  CTA ({x},{y},{z}) warp {} lanes {:#010x}: {what} at PTX line {line}, {} instructions",
+                            w.index, g.mask, w.executed
+                        ));
+                    }
+                }
+            }
+        }
+        if n > 16 {
+            places.push_str(&format!("\n  and {} more", n - 16));
+        }
+        let limit = self.l.options.max_steps;
+        let (warp, pc, lanes) = first;
+        if self.l.options.checks.steps {
+            self.find(Class::Steps, "step limit", warp, pc, lanes, None, || {
+                format!("still running after {limit} warp instructions; where everyone is:{places}\n ")
+            });
+        }
+    }
+
+    fn line(&self, pc: u32) -> u32 {
+        self.l.prog.places.get(pc as usize).map_or(0, |p| p.line)
+    }
+}
+
+/// Instructions at which lanes wait for each other.
+fn is_sync(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Bar { .. }
+            | Op::WarpSync { .. }
+            | Op::Shfl { .. }
+            | Op::Vote { .. }
+            | Op::Match { .. }
+            | Op::Redux { .. }
+            | Op::Elect { .. }
+            | Op::Ldmatrix { .. }
+            | Op::Stmatrix { .. }
+            | Op::Movmatrix { .. }
+            | Op::Mma { .. }
+    )
+}

@@ -1,0 +1,118 @@
+//! f16 and bf16 arithmetic, single and packed, each result rounded once.
+
+use crate::inst::{Fm, HOp, Hf};
+use crate::num::round::{BF16, F16, Fmt, narrow, sum_odd, widen};
+use crate::types::Rnd;
+
+pub(crate) fn fmt(f: Hf) -> Fmt {
+    match f {
+        Hf::F16 => F16,
+        Hf::BF16 => BF16,
+    }
+}
+
+/// Widens 16 bits exactly.
+#[inline]
+pub(crate) fn to_f32(bits: u16, f: Hf) -> f32 {
+    match f {
+        Hf::BF16 => f32::from_bits(u32::from(bits) << 16),
+        Hf::F16 => {
+            let (s, e, m) =
+                (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 0x3ff));
+            match e {
+                0 => f32::from_bits(s | (m as f32 * 5.960_464_5e-8).to_bits()),
+                31 => f32::from_bits(s | 0x7f80_0000 | m << 13),
+                _ => f32::from_bits(s | (e + 112) << 23 | m << 13),
+            }
+        }
+    }
+}
+
+/// Rounds to 16 bits; NaN becomes 0x7fff.
+#[inline]
+pub(crate) fn from_f32(v: f32, f: Hf, rnd: Rnd) -> u16 {
+    if v.is_nan() {
+        return 0x7fff;
+    }
+    if rnd == Rnd::Rn && f == Hf::BF16 {
+        let b = v.to_bits();
+        return (b.wrapping_add(0x7fff + (b >> 16 & 1)) >> 16) as u16;
+    }
+    narrow(f64::from(v), fmt(f), rnd) as u16
+}
+
+pub(crate) fn from_f64(v: f64, f: Hf, rnd: Rnd) -> u16 {
+    if v.is_nan() { 0x7fff } else { narrow(v, fmt(f), rnd) as u16 }
+}
+
+fn flush(bits: u16, f: Hf, on: bool) -> u16 {
+    let man = fmt(f).man;
+    let exp = (bits & 0x7fff) >> man;
+    if on && exp == 0 { bits & 0x8000 } else { bits }
+}
+
+/// One element.
+pub(crate) fn one(op: HOp, f: Hf, fm: Fm, a: u16, b: u16, c: u16) -> u16 {
+    let (a, b, c) = (flush(a, f, fm.ftz), flush(b, f, fm.ftz), flush(c, f, fm.ftz));
+    let w = |x: u16| widen(u32::from(x), fmt(f));
+    let r = match op {
+        HOp::Neg => return a ^ 0x8000,
+        HOp::Abs => return a & 0x7fff,
+        HOp::Min | HOp::Max | HOp::MinNan | HOp::MaxNan => {
+            let (x, y) = (w(a), w(b));
+            let max = matches!(op, HOp::Max | HOp::MaxNan);
+            let nan = matches!(op, HOp::MinNan | HOp::MaxNan);
+            return match (x.is_nan(), y.is_nan()) {
+                (true, true) => 0x7fff,
+                (true, false) => {
+                    if nan {
+                        0x7fff
+                    } else {
+                        b
+                    }
+                }
+                (false, true) => {
+                    if nan {
+                        0x7fff
+                    } else {
+                        a
+                    }
+                }
+                _ => {
+                    let less = x < y || (x == y && x.is_sign_negative());
+                    if less != max { a } else { b }
+                }
+            };
+        }
+        HOp::Add => sum_odd(w(a), w(b)),
+        HOp::Sub => sum_odd(w(a), -w(b)),
+        HOp::Mul => w(a) * w(b),
+        HOp::Fma => sum_odd(w(a) * w(b), w(c)),
+        HOp::Ex2 => w(a).exp2(),
+        HOp::Tanh => w(a).tanh(),
+    };
+    if fm.sat {
+        let r = if r >= 1.0 {
+            1.0
+        } else if r > 0.0 {
+            r
+        } else {
+            0.0
+        };
+        return flush(from_f64(r, f, fm.rnd), f, fm.ftz);
+    }
+    if fm.relu && (r.is_nan() || r.is_sign_negative()) {
+        return if r.is_nan() { 0x7fff } else { 0 };
+    }
+    flush(from_f64(r, f, fm.rnd), f, fm.ftz)
+}
+
+/// One lane, packed or not.
+pub(crate) fn eval(op: HOp, f: Hf, packed: bool, fm: Fm, s: [u64; 4]) -> u64 {
+    let lo = one(op, f, fm, s[0] as u16, s[1] as u16, s[2] as u16);
+    if !packed {
+        return u64::from(lo);
+    }
+    let hi = one(op, f, fm, (s[0] >> 16) as u16, (s[1] >> 16) as u16, (s[2] >> 16) as u16);
+    u64::from(hi) << 16 | u64::from(lo)
+}

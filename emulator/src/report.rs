@@ -1,0 +1,179 @@
+//! What a launch found and what it counted.
+//!
+//! Findings of the same kind at the same instruction are one, with a count; the first occurrence
+//! gives the details.
+
+use serde::Serialize;
+use std::fmt;
+
+/// Which checker speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Bounds, alignment, lifetime of memory.
+    Mem,
+    /// Reads of what was never written.
+    Init,
+    /// Accesses without an order.
+    Race,
+    /// Barriers and warp-wide operations.
+    Sync,
+    /// The launch does not fit the kernel.
+    Launch,
+    /// The step limit.
+    Steps,
+    /// The kernel stopped itself by `trap`.
+    Trap,
+}
+
+impl Class {
+    /// The name as in `--check`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Mem => "mem",
+            Class::Init => "init",
+            Class::Race => "race",
+            Class::Sync => "sync",
+            Class::Launch => "launch",
+            Class::Steps => "steps",
+            Class::Trap => "trap",
+        }
+    }
+}
+
+/// The allocation an address belongs to, or is nearest to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Name given at the allocation.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Byte offset of the access; negative before the beginning, at or above `size` behind the end.
+    pub offset: i64,
+}
+
+/// One thing wrong with a kernel or a launch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The checker.
+    pub class: Class,
+    /// Short name of the kind of fault, e.g. `out of bounds`.
+    pub kind: String,
+    /// All of it in a sentence.
+    pub message: String,
+    /// Kernel name.
+    pub kernel: String,
+    /// Line of the PTX, 0 when the launch as a whole is meant.
+    pub line: u32,
+    /// File and line by `.loc`.
+    pub source: Option<(String, u32)>,
+    /// CTA.
+    pub cta: [u32; 3],
+    /// Warp in the CTA.
+    pub warp: u32,
+    /// Lanes, one bit each.
+    pub lanes: u32,
+    /// Address of the first lane concerned, as the instruction had it.
+    pub address: Option<u64>,
+    /// Where that address lies.
+    pub allocation: Option<Place>,
+    /// How many times it happened (per warp instruction).
+    pub count: u64,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}: kernel `{}`", self.class.name(), self.message, self.kernel)?;
+        if self.line > 0 {
+            write!(f, ", PTX line {}", self.line)?;
+            if let Some((file, line)) = &self.source {
+                write!(f, " ({file}:{line})")?;
+            }
+            let [x, y, z] = self.cta;
+            write!(f, ", CTA ({x},{y},{z}), warp {}, lanes {:#010x}", self.warp, self.lanes)?;
+        }
+        if let Some(a) = self.address {
+            write!(f, ", address {a:#x}")?;
+        }
+        if let Some(p) = &self.allocation {
+            write!(f, ", offset {} of `{}` ({} bytes)", p.offset, p.name, p.size)?;
+        }
+        if self.count > 1 {
+            write!(f, " [{} times]", self.count)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a launch did. Bytes count what active lanes asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Instructions, once a warp.
+    pub warp_instructions: u64,
+    /// Instructions, once an active lane.
+    pub lane_instructions: u64,
+    /// Bytes loaded from global memory, `cp.async` included.
+    pub global_bytes_read: u64,
+    /// Bytes stored to global memory, atomics included.
+    pub global_bytes_written: u64,
+    /// 32-byte sectors of the loads, distinct within a warp instruction.
+    pub global_sectors_read: u64,
+    /// 32-byte sectors of the stores and atomics.
+    pub global_sectors_written: u64,
+    /// Warp instructions that read or wrote shared memory.
+    pub shared_accesses: u64,
+    /// Passes beyond those the width of the accesses needs.
+    pub bank_conflicts: u64,
+    /// CTA barriers reached, once a warp.
+    pub barriers: u64,
+    /// Atomics, once a lane.
+    pub atomics: u64,
+    /// Floating or integer operations of mma (two a product).
+    pub mma_operations: u64,
+}
+
+impl Counters {
+    /// Adds another launch.
+    pub fn add(&mut self, o: &Counters) {
+        self.warp_instructions += o.warp_instructions;
+        self.lane_instructions += o.lane_instructions;
+        self.global_bytes_read += o.global_bytes_read;
+        self.global_bytes_written += o.global_bytes_written;
+        self.global_sectors_read += o.global_sectors_read;
+        self.global_sectors_written += o.global_sectors_written;
+        self.shared_accesses += o.shared_accesses;
+        self.bank_conflicts += o.bank_conflicts;
+        self.barriers += o.barriers;
+        self.atomics += o.atomics;
+        self.mma_operations += o.mma_operations;
+    }
+}
+
+/// The result of a launch.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Kernel name.
+    pub kernel: String,
+    /// Findings, first seen first.
+    pub findings: Vec<Finding>,
+    /// Counters.
+    pub counters: Counters,
+    /// False when the run was refused or cut short.
+    pub completed: bool,
+    /// Wall time of the run, in nanoseconds.
+    pub wall_ns: u64,
+    /// Text printed by the kernel.
+    pub output: String,
+}
+
+impl Report {
+    /// No findings, and the kernel ran to its end.
+    pub fn is_clean(&self) -> bool {
+        self.findings.is_empty() && self.completed
+    }
+
+    /// Findings of one class.
+    pub fn of(&self, class: Class) -> impl Iterator<Item = &Finding> {
+        self.findings.iter().filter(move |f| f.class == class)
+    }
+}

@@ -1,0 +1,187 @@
+//! The seam between the cache and what computes: [`Backend`], and [`Device`], which makes one for a cache.
+//!
+//! The cache validates, allocates and keeps the tables; a backend moves and computes. Every argument that
+//! reaches a backend has been checked: shapes, types, lengths, distinct sequences, layers in range. A
+//! backend with memory of its own mirrors the tables from [`Backend::tables_changed`]; one in host memory
+//! reads those passed to each call.
+//!
+//! Dimension names are those of docs/kernels.md.
+
+use crate::pool::{TableChange, TableExtents, Tables};
+use crate::{Error, Mirror, Rows, Shape};
+use std::fmt;
+use std::sync::Arc;
+
+/// Sizes of what a backend has to hold for one cache.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendSpec {
+    /// Geometry.
+    pub shape: Shape,
+    /// Mirror that every append maintains.
+    pub mirror: Mirror,
+    /// Slots of the arena.
+    pub slots: usize,
+    /// Pages of the mirror arena.
+    pub pages: usize,
+    /// Extents of the tables; a batch has at most `extents.sequences` rows.
+    pub extents: TableExtents,
+}
+
+/// New tokens of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct AppendStep<'a> {
+    /// Layer.
+    pub layer: usize,
+    /// Row of each batch entry in the tables: `[B]`, all different.
+    pub seqs: &'a [u32],
+    /// Tokens of each, the new ones included: `[B]`.
+    pub lens: &'a [u32],
+    /// New tokens `offsets[b] .. offsets[b + 1]` of `k` and `v` belong to entry b: `[B + 1]`.
+    pub offsets: &'a [u32],
+    /// Keys `[offsets[B], KH, D]`.
+    pub k: Rows<'a>,
+    /// Values `[offsets[B], KH, D]`.
+    pub v: Rows<'a>,
+}
+
+/// What orders the blocks.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ranking {
+    /// Nothing: all blocks, in order; `score` is not needed.
+    Identity,
+    /// The estimate of the mirror.
+    Mirror,
+    /// True masses in f64, read up to this mass (the oracle).
+    TrueMass(f32),
+}
+
+/// One decode step of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct DecodeStep<'a> {
+    /// Layer.
+    pub layer: usize,
+    /// Row of each batch entry in the tables: `[B]`, all different.
+    pub seqs: &'a [u32],
+    /// Tokens of each in this layer: `[B]`.
+    pub lens: &'a [u32],
+    /// Queries `[B, KH * G, D]`.
+    pub q: Rows<'a>,
+    /// Factor of the scores.
+    pub scale: f32,
+    /// What orders the blocks.
+    pub ranking: Ranking,
+    /// Most blocks to read: `[B]`.
+    pub budget: &'a [u32],
+    /// `plan`'s target for the estimated mass, fixed point; 0 for a budget alone.
+    pub target: u32,
+    /// `merge`'s target for the exact mass; 0 switches the test off.
+    pub mass: f32,
+    /// Forced blocks at the start.
+    pub sink: u32,
+    /// Forced blocks at the end.
+    pub recent: u32,
+}
+
+/// Where the results of a decode step go; all of it is written.
+#[derive(Debug)]
+pub struct DecodeResult<'a> {
+    /// Outputs `[B, KH * G, D]`.
+    pub out: &'a mut [f32],
+    /// Natural logarithm of the sum of exponentials over what was read: `[B, KH * G]`.
+    pub lse: &'a mut [f32],
+    /// Blocks read, top-up chunks: `[B, KH, 2]`.
+    pub read: &'a mut [u32],
+    /// Mass believed read: `[B, KH * G]`.
+    pub mass: &'a mut [f32],
+    /// Where asked for, what the step was decided on.
+    pub record: Option<DecodeRecord<'a>>,
+}
+
+/// The inside of a decode step, for comparisons between backends.
+#[derive(Debug)]
+pub struct DecodeRecord<'a> {
+    /// Blocks by rank `[B, KH, NB]`; the first `read` of a row were read.
+    pub order: &'a mut [u32],
+    /// log2 masses `[B, KH * G, NB]`; left alone by [`Ranking::Identity`].
+    pub log_mass: &'a mut [f32],
+}
+
+/// Something that stores and computes for one cache.
+pub trait Backend: Send {
+    /// Name of the device, for people.
+    fn name(&self) -> String;
+
+    /// Entries of the tables are new; comes before the [`Backend::append`] that needs them. Where it fails,
+    /// the append is not tried; entries that were copied do no harm, since they are beyond every length.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn tables_changed(&mut self, tables: &Tables, changes: &[TableChange]) -> Result<(), Error>;
+
+    /// Writes new tokens into their slots, and the mirror pages of groups that fill. After an error the
+    /// lengths stay as they were, so what was written beyond them does no harm.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn append(&mut self, tables: &Tables, step: &AppendStep<'_>) -> Result<(), Error>;
+
+    /// score, plan, attend, merge.
+    ///
+    /// # Errors
+    /// Errors of the device.
+    fn decode(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), Error>;
+
+    /// True where [`Ranking::TrueMass`] works.
+    fn ranks_by_true_mass(&self) -> bool {
+        false
+    }
+}
+
+type Factory = dyn Fn(&BackendSpec) -> Result<Box<dyn Backend>, Error> + Send + Sync;
+
+/// A place where caches can live.
+#[derive(Clone)]
+pub struct Device {
+    name: String,
+    factory: Arc<Factory>,
+}
+
+impl Device {
+    /// The CPU, with vector code, on the threads of the current rayon pool.
+    pub fn cpu() -> Device {
+        Device::from_factory("cpu", |spec| Ok(Box::new(crate::cpu::Cpu::new(spec))))
+    }
+
+    /// The plain definition of every stage, f64 where bits are not part of it: slow, for comparisons.
+    pub fn reference() -> Device {
+        Device::from_factory("reference", |spec| Ok(Box::new(crate::reference::Reference::new(spec))))
+    }
+
+    /// A device of your own.
+    pub fn from_factory<F>(name: impl Into<String>, factory: F) -> Device
+    where
+        F: Fn(&BackendSpec) -> Result<Box<dyn Backend>, Error> + Send + Sync + 'static,
+    {
+        Device { name: name.into(), factory: Arc::new(factory) }
+    }
+
+    /// Name, for people.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn backend(&self, spec: &BackendSpec) -> Result<Box<dyn Backend>, Error> {
+        (self.factory)(spec)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Device").field(&self.name).finish()
+    }
+}

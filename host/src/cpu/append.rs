@@ -1,0 +1,112 @@
+//! append: new tokens into their slots, and the mirror page of every group that fills.
+//!
+//! Copies run in one thread, they are bound by memory; pages are made in parallel and copied into place.
+
+use super::by_format;
+use super::isa::{Isa, per_isa};
+use crate::backend::AppendStep;
+use crate::element::Format;
+use crate::pool::Tables;
+use crate::reference::append::mirror_page;
+use crate::store::{HeadView, HostStore};
+use half::f16;
+use kernels_gpu::layout::{
+    BLOCK, BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, full_groups, plane_offset, plane_row_bytes, step_offset,
+};
+use kernels_gpu::numeric::{quantise, quantiser_range};
+use rayon::prelude::*;
+
+/// Appends a batch.
+pub(super) fn append(isa: Isa, store: &mut HostStore, tables: &Tables, step: &AppendStep<'_>) {
+    let (kv_heads, d) = (store.shape.kv_heads, store.shape.head_dim);
+    let (k, v) = (step.k.bits(), step.v.bits());
+    let mut filled = vec![];
+    for (b, (&seq, &tokens)) in step.seqs.iter().zip(step.lens).enumerate() {
+        let tokens = tokens as usize;
+        let new = step.offsets[b] as usize..step.offsets[b + 1] as usize;
+        let before = tokens - new.len();
+        for h in 0..kv_heads {
+            let row = tables.extents.row(seq as usize, step.layer, h);
+            for (position, token) in (before..tokens).zip(new.clone()) {
+                let slot = tables.slots(row)[position / BLOCK];
+                let source = (token * kv_heads + h) * d;
+                store.write_token(slot, position % BLOCK, &k[source..][..d], &v[source..][..d]);
+            }
+            filled.extend((full_groups(before)..full_groups(tokens)).map(|group| (b, h, row, group)));
+        }
+    }
+    let finished = &*store;
+    let pages: Vec<(u32, Vec<u8>)> = filled
+        .into_par_iter()
+        .map(|(b, h, row, group)| {
+            let view = finished.view(tables, step.seqs[b] as usize, step.layer, h, step.lens[b] as usize);
+            let page = match view.mirror_kind() {
+                MirrorKind::Planes(planes) => {
+                    let mut page = vec![0; view.mirror_kind().page_bytes(d)];
+                    by_format!(view, write_planes(isa, &view, group, planes as usize, &mut page));
+                    page
+                }
+                MirrorKind::Box => mirror_page(&view, group),
+            };
+            (tables.pages(row)[group], page)
+        })
+        .collect();
+    for (page, bytes) in pages {
+        store.page_mut(page).copy_from_slice(&bytes);
+    }
+}
+
+per_isa! {
+    fn write_planes[F: Format, const D: usize][F, D](view: &HeadView<'_>, group: usize, planes: usize, page: &mut [u8])
+        = write_planes_body;
+}
+
+#[inline(always)]
+fn write_planes_body<F: Format, const D: usize>(
+    view: &HeadView<'_>,
+    group: usize,
+    planes: usize,
+    page: &mut [u8],
+) {
+    let levels = 1u32 << (2 * planes);
+    let mut keys = [[0.0f32; D]; QUANT_GROUP];
+    for block in 0..BLOCKS_PER_GROUP {
+        let bits = view.block_keys(group * BLOCKS_PER_GROUP + block);
+        for (key, bits) in keys[block * BLOCK..].iter_mut().zip(bits.as_chunks::<D>().0) {
+            for c in 0..D {
+                key[c] = F::widen(bits[c]);
+            }
+        }
+    }
+    let (mut min, mut max) = ([f32::INFINITY; D], [f32::NEG_INFINITY; D]);
+    for key in &keys {
+        for c in 0..D {
+            min[c] = if key[c] < min[c] { key[c] } else { min[c] };
+            max[c] = if key[c] > max[c] { key[c] } else { max[c] };
+        }
+    }
+    let (mut zeros, mut steps) = ([0.0f32; D], [0.0f32; D]);
+    for c in 0..D {
+        let (zero, step) = quantiser_range(min[c], max[c], levels);
+        let (zero, step) = (f16::from_f32(zero), f16::from_f32(step));
+        page[2 * c..][..2].copy_from_slice(&zero.to_le_bytes());
+        page[step_offset(D) + 2 * c..][..2].copy_from_slice(&step.to_le_bytes());
+        (zeros[c], steps[c]) = (zero.to_f32(), step.to_f32());
+    }
+    for (t, key) in keys.iter().enumerate() {
+        let mut codes = [0u32; D];
+        for c in 0..D {
+            codes[c] = quantise(key[c], zeros[c], steps[c], levels);
+        }
+        for p in 0..planes {
+            let shift = 2 * (planes - 1 - p);
+            let row = &mut page[plane_offset(D, p) + t * plane_row_bytes(D)..][..plane_row_bytes(D)];
+            // Byte i of word w holds channels 16 w + 4 j + i, j = 0..4, lowest first.
+            for (at, byte) in row.iter_mut().enumerate() {
+                let (w, i) = (at / 4, at % 4);
+                *byte = (0..4)
+                    .fold(0, |byte, j| byte | ((codes[16 * w + 4 * j + i] >> shift & 3) as u8) << (2 * j));
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! attend: exact attention over the planned blocks, in splits, in f32.
+//!
+//! Split s of S takes the ranks s, s + S, .. as the GPU's does. A block is widened to f32 once for all
+//! query heads of the group; heads and channels are arrays of lanes, so the order of additions is fixed.
+//!
+//! Trap: tokens beyond the length are zeros here, never what lies in their slot, which may be NaN.
+
+use super::isa::{per_isa, tree_max, tree_sum};
+use super::{Queries, Step, by_format};
+use crate::element::Format;
+use crate::store::HeadView;
+use kernels_gpu::layout::{BLOCK, MAX_GROUP, splits};
+use kernels_gpu::numeric::{exp2, finite_score, fma};
+use rayon::prelude::*;
+
+/// The running maximum of a softmax that has seen nothing: finite, so that differences are no NaN.
+pub(super) const NOTHING: f32 = -1e30;
+
+/// What a stream of blocks has given, for each query head of a group.
+#[derive(Clone)]
+pub(super) struct Part {
+    /// Largest score, log2.
+    pub m: [f32; MAX_GROUP],
+    /// Sum of `2^(score - m)`.
+    pub l: [f32; MAX_GROUP],
+    /// Sum of the values so weighted: `[group, head_dim]`.
+    pub o: Vec<f32>,
+}
+
+impl Part {
+    /// Nothing read.
+    pub(super) fn new(queries: Queries<'_>) -> Part {
+        Part { m: [NOTHING; MAX_GROUP], l: [0.0; MAX_GROUP], o: vec![0.0; queries.scaled.len()] }
+    }
+}
+
+/// Attends to the blocks of a plan; one part for each split that has any. `spread`: on several threads.
+pub(super) fn attend(step: Step<'_>, order: &[u32], spread: bool) -> Vec<Part> {
+    let splits = splits(step.view.blocks());
+    let used = splits.min(order.len());
+    let part = |s: usize| attend_blocks(step, &order[s..], splits);
+    if spread && used > 1 {
+        (0..used).into_par_iter().map(part).collect()
+    } else {
+        (0..used).map(part).collect()
+    }
+}
+
+/// Attends to every `stride`-th block of `order`.
+pub(super) fn attend_blocks(step: Step<'_>, order: &[u32], stride: usize) -> Part {
+    let Step { view, queries, isa } = step;
+    let mut part = Part::new(queries);
+    by_format!(view, add_blocks(isa, &view, queries, order, stride, &mut part));
+    part
+}
+
+per_isa! {
+    fn add_blocks[F: Format, const D: usize][F, D](
+        view: &HeadView<'_>, queries: Queries<'_>, order: &[u32], stride: usize, part: &mut Part,
+    ) = add_blocks_body;
+}
+
+#[inline(always)]
+fn add_blocks_body<F: Format, const D: usize>(
+    view: &HeadView<'_>,
+    queries: Queries<'_>,
+    order: &[u32],
+    stride: usize,
+    part: &mut Part,
+) {
+    let mut rows = [[0.0f32; D]; BLOCK];
+    let mut weights = [[0.0f32; BLOCK]; MAX_GROUP];
+    let queries = queries.scaled.as_chunks::<D>().0;
+    let outputs = part.o.as_chunks_mut::<D>().0;
+    for &block in order.iter().step_by(stride) {
+        let visible = view.tokens_of_block(block as usize);
+
+        widen_rows::<F, D>(view.block_keys(block as usize), &mut rows);
+        for (g, q) in queries.iter().enumerate() {
+            let mut scores = [f32::NEG_INFINITY; BLOCK];
+            for (score, key) in scores.iter_mut().zip(&rows) {
+                *score = finite_score(dot(q, key));
+            }
+            for score in &mut scores[visible..] {
+                *score = f32::NEG_INFINITY;
+            }
+            let top = tree_max(scores);
+            let m = if top > part.m[g] { top } else { part.m[g] };
+            let rescale = exp2(part.m[g] - m);
+            for t in 0..BLOCK {
+                weights[g][t] = exp2(scores[t] - m);
+            }
+            part.m[g] = m;
+            part.l[g] = fma(part.l[g], rescale, tree_sum(weights[g]));
+            for o in &mut outputs[g] {
+                *o *= rescale;
+            }
+        }
+
+        widen_rows::<F, D>(view.block_values(block as usize), &mut rows);
+        for (o, weights) in outputs.iter_mut().zip(&weights) {
+            for c in (0..D).step_by(32) {
+                let mut sum = [0.0f32; 32];
+                sum.copy_from_slice(&o[c..c + 32]);
+                for t in 0..BLOCK {
+                    for l in 0..32 {
+                        sum[l] = fma(weights[t], rows[t][c + l], sum[l]);
+                    }
+                }
+                o[c..c + 32].copy_from_slice(&sum);
+            }
+        }
+    }
+}
+
+/// A block's keys or values as f32; zeros for tokens that are not there.
+#[inline(always)]
+fn widen_rows<F: Format, const D: usize>(bits: &[u16], rows: &mut [[f32; D]; BLOCK]) {
+    let bits = bits.as_chunks::<D>().0;
+    for (row, bits) in rows.iter_mut().zip(bits) {
+        for c in 0..D {
+            row[c] = F::widen(bits[c]);
+        }
+    }
+    for row in &mut rows[bits.len()..] {
+        *row = [0.0; D];
+    }
+}
+
+#[inline(always)]
+fn dot<const D: usize>(a: &[f32; D], b: &[f32; D]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    for c in (0..D).step_by(16) {
+        for l in 0..16 {
+            lanes[l] = fma(a[c + l], b[c + l], lanes[l]);
+        }
+    }
+    tree_sum(lanes)
+}

@@ -1,0 +1,102 @@
+//! merge: the splits in fixed order, the stop test on the exact mass, top-ups while it fails, the results.
+
+use super::Step;
+use super::attend::{Part, attend_blocks};
+use super::isa::per_isa;
+use super::plan::{LogMass, Planned};
+use kernels_gpu::layout::TOPUP_CHUNK;
+use kernels_gpu::numeric::{believed_mass, enough, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
+
+/// When to stop.
+#[derive(Clone, Copy)]
+pub(super) struct Stop {
+    /// Share of the mass to reach; 0 switches the test off.
+    pub mass: f32,
+    /// Most blocks to read.
+    pub limit: usize,
+}
+
+/// Where the results of one (sequence, KV head) go.
+pub(super) struct Results<'a> {
+    /// `[group, head_dim]`
+    pub out: &'a mut [f32],
+    /// `[group]`
+    pub lse: &'a mut [f32],
+    /// `[group]`
+    pub mass: &'a mut [f32],
+    /// Blocks, top-ups.
+    pub read: &'a mut [u32],
+}
+
+/// Merges the parts, tops up, and writes the results.
+pub(super) fn merge(
+    step: Step<'_>,
+    parts: &[Part],
+    planned: Planned,
+    order: &[u32],
+    log_mass: LogMass<'_>,
+    stop: Stop,
+    results: Results<'_>,
+) {
+    let group = step.queries.group;
+    let d = step.view.head_dim();
+    let Planned { mut count, peak, mut rest } = planned;
+    let mut state = combine(step, parts.iter());
+    let mut topups = 0;
+    while count < stop.limit {
+        let satisfied = (0..group)
+            .all(|g| enough(relative_mass(state.m[g], state.l[g], peak[g]), rest_mass(rest[g]), stop.mass));
+        if satisfied {
+            break;
+        }
+        let chunk = &order[count..(count + TOPUP_CHUNK).min(stop.limit)];
+        let more = attend_blocks(step, chunk, 1);
+        state = combine(step, [&state, &more].into_iter());
+        for (g, rest) in rest[..group].iter_mut().enumerate() {
+            let row = log_mass.head(g);
+            *rest -= chunk.iter().map(|&b| fixed_mass(row[b as usize], peak[g]) as u64).sum::<u64>();
+        }
+        count += chunk.len();
+        topups += 1;
+    }
+
+    for g in 0..group {
+        let (m, l) = (state.m[g], state.l[g]);
+        let inverse = if l > 0.0 { 1.0 / l } else { 0.0 };
+        for (out, o) in results.out[g * d..][..d].iter_mut().zip(&state.o[g * d..][..d]) {
+            *out = o * inverse;
+        }
+        results.lse[g] = if l > 0.0 { (m + log2(l)) * std::f32::consts::LN_2 } else { f32::NEG_INFINITY };
+        results.mass[g] = believed_mass(relative_mass(m, l, peak[g]), rest_mass(rest[g]));
+    }
+    results.read[0] = count as u32;
+    results.read[1] = topups;
+}
+
+/// The sum of parts, in order, relative to the largest maximum.
+fn combine<'p>(step: Step<'_>, parts: impl Iterator<Item = &'p Part> + Clone) -> Part {
+    let d = step.view.head_dim();
+    let mut sum = Part::new(step.queries);
+    for g in 0..step.queries.group {
+        for part in parts.clone() {
+            sum.m[g] = if part.m[g] > sum.m[g] { part.m[g] } else { sum.m[g] };
+        }
+        for part in parts.clone() {
+            let weight = exp2(part.m[g] - sum.m[g]);
+            sum.l[g] = fma(part.l[g], weight, sum.l[g]);
+            add_scaled(step.isa, &part.o[g * d..][..d], weight, &mut sum.o[g * d..][..d]);
+        }
+    }
+    sum
+}
+
+per_isa! {
+    fn add_scaled[][](from: &[f32], weight: f32, to: &mut [f32]) = add_scaled_body;
+}
+
+#[inline(always)]
+fn add_scaled_body(from: &[f32], weight: f32, to: &mut [f32]) {
+    for (to, &from) in to.iter_mut().zip(from) {
+        *to = fma(from, weight, *to);
+    }
+}

@@ -1,0 +1,194 @@
+//! The stages, fast, on the CPU: the same files and names as [`mod@crate::reference`], vector code inside,
+//! threads outside.
+//!
+//! A task is one (sequence, KV head); where there are fewer tasks than threads, the splits of a task's
+//! attention spread too. Selection has the reference's bits; attention is f32, added in an order that
+//! depends on the sequence alone, so a sequence gets the same bits in any batch, on any number of threads
+//! and at any vector width.
+
+pub mod isa;
+
+mod append;
+mod attend;
+mod merge;
+mod plan;
+mod score;
+
+pub use isa::Isa;
+
+use crate::Error;
+use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::element::widen;
+use crate::pool::{TableChange, Tables};
+use crate::reference::plan::Limits;
+use crate::reference::truth;
+use crate::store::{HeadView, HostStore};
+use kernels_gpu::layout::MAX_GROUP;
+use kernels_gpu::numeric::LOG2_E;
+use rayon::prelude::*;
+
+/// The CPU backend.
+#[derive(Debug)]
+pub struct Cpu {
+    store: HostStore,
+    isa: Isa,
+    /// `[B, KH, G, blocks]` of the current step.
+    log_mass: Vec<f32>,
+    /// `[B, KH, blocks]` of the current step.
+    order: Vec<u32>,
+}
+
+/// The queries of a KV head's group.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    /// In the log2 domain, `(q * scale) * log2 e`: `[group, head_dim]`.
+    scaled: &'a [f32],
+    group: usize,
+}
+
+/// What attention and merge need of a step.
+#[derive(Clone, Copy)]
+struct Step<'a> {
+    view: HeadView<'a>,
+    queries: Queries<'a>,
+    isa: Isa,
+}
+
+/// `$call` with `$F` the element type's format and `$D` the head_dim.
+macro_rules! by_format {
+    ($view:expr, $function:ident($($argument:expr),* $(,)?)) => {{
+        use $crate::Dtype;
+        use $crate::element::{Bf16, F16};
+        match ($view.dtype(), $view.head_dim()) {
+            (Dtype::F16, 64) => $function::<F16, 64>($($argument),*),
+            (Dtype::F16, _) => $function::<F16, 128>($($argument),*),
+            (Dtype::Bf16, 64) => $function::<Bf16, 64>($($argument),*),
+            (Dtype::Bf16, _) => $function::<Bf16, 128>($($argument),*),
+        }
+    }};
+}
+use by_format;
+
+impl Cpu {
+    /// Storage for a cache.
+    pub fn new(spec: &BackendSpec) -> Cpu {
+        Cpu::with_isa(spec, Isa::detect())
+    }
+
+    /// Storage for a cache, computing with the given instructions.
+    pub fn with_isa(spec: &BackendSpec, isa: Isa) -> Cpu {
+        Cpu {
+            store: HostStore::new(spec.shape, spec.mirror.kind(), spec.slots, spec.pages),
+            isa,
+            log_mass: vec![],
+            order: vec![],
+        }
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        "cpu".into()
+    }
+
+    fn tables_changed(&mut self, _: &Tables, _: &[TableChange]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn append(&mut self, tables: &Tables, step: &AppendStep<'_>) -> Result<(), Error> {
+        append::append(self.isa, &mut self.store, tables, step);
+        Ok(())
+    }
+
+    fn decode(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), Error> {
+        let shape = self.store.shape;
+        let (group, d) = (shape.group(), shape.head_dim);
+        // Rows of the scratch buffers: the longest sequence of this batch.
+        let width =
+            step.lens.iter().map(|&n| kernels_gpu::layout::blocks(n as usize)).max().unwrap_or(0).max(1);
+        let rows = step.seqs.len() * shape.kv_heads;
+        self.order.resize(self.order.len().max(rows * width), 0);
+        self.log_mass.resize(self.log_mass.len().max(rows * group * width), 0.0);
+        let (store, isa) = (&self.store, self.isa);
+        let spread = rows < rayon::current_num_threads();
+
+        (self.order[..rows * width].par_chunks_mut(width))
+            .zip(self.log_mass[..rows * group * width].par_chunks_mut(group * width))
+            .zip(result.out.par_chunks_mut(group * d))
+            .zip(result.lse.par_chunks_mut(group))
+            .zip(result.mass.par_chunks_mut(group))
+            .zip(result.read.par_chunks_mut(2))
+            .zip(step.q.bits().par_chunks(group * d))
+            .enumerate()
+            .for_each(|(row, ((((((order, log_mass), out), lse), mass), read), q))| {
+                let (b, h) = (row / shape.kv_heads, row % shape.kv_heads);
+                let tokens = step.lens[b] as usize;
+                let view = store.view(tables, step.seqs[b] as usize, step.layer, h, tokens);
+                let mut scaled = [0.0f32; MAX_GROUP * 128];
+                let scaled = &mut scaled[..group * d];
+                for (to, &from) in scaled.iter_mut().zip(q) {
+                    *to = widen(shape.dtype, from) * step.scale * LOG2_E;
+                }
+                let queries = Queries { scaled, group };
+                let limits = Limits { tokens, sink: step.sink as usize, recent: step.recent as usize };
+                let planned = match step.ranking {
+                    Ranking::Identity => plan::identity(view.blocks(), order),
+                    Ranking::Mirror => {
+                        score::score(isa, &view, queries, width, log_mass);
+                        let log_mass = plan::LogMass { rows: log_mass, width, group };
+                        plan::plan(isa, log_mass, limits, step.target, step.budget[b], order)
+                    }
+                    Ranking::TrueMass(mass) => {
+                        let q: Vec<f32> = q.iter().map(|&x| widen(shape.dtype, x)).collect();
+                        for (to, from) in
+                            log_mass.chunks_mut(width).zip(truth::log_masses(&view, &q, step.scale))
+                        {
+                            to[..from.len()].copy_from_slice(&from);
+                        }
+                        plan::Planned::from_reference(
+                            &truth::plan(&view, &q, step.scale, limits, mass),
+                            order,
+                        )
+                    }
+                };
+                let part = Step { view, queries, isa };
+                let parts = attend::attend(part, &order[..planned.count], spread);
+                let limit = (step.budget[b] as usize).min(view.blocks());
+                let log_mass = plan::LogMass { rows: log_mass, width, group };
+                let stop = merge::Stop { mass: step.mass, limit };
+                merge::merge(
+                    part,
+                    &parts,
+                    planned,
+                    order,
+                    log_mass,
+                    stop,
+                    merge::Results { out, lse, mass, read },
+                );
+            });
+
+        if let Some(record) = &mut result.record {
+            let max_blocks = tables.extents.max_blocks;
+            for row in 0..rows {
+                record.order[row * max_blocks..][..width]
+                    .copy_from_slice(&self.order[row * width..][..width]);
+            }
+            if step.ranking != Ranking::Identity {
+                for row in 0..rows * group {
+                    record.log_mass[row * max_blocks..][..width]
+                        .copy_from_slice(&self.log_mass[row * width..][..width]);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn ranks_by_true_mass(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,332 @@
+//! One decode step: a policy for a batch of sequences, attention in any number of layers, and a report
+//! of what was read.
+//!
+//! A [`DecodePlan`] borrows nothing, so that a step can append to a layer and then attend in it; it may
+//! serve any number of steps of the same batch. Lengths are read when a layer is attended to.
+
+use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
+use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
+use kernels_gpu::layout::{blocks, full_groups};
+
+/// What became of the plan of one (sequence, layer, KV head).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// The policy reads everything; nothing was scored.
+    Dense,
+    /// Blocks were scored, and the plan was to read them all: the bits of dense attention.
+    Identity,
+    /// The planned blocks were read.
+    Planned,
+    /// The planned blocks were read, and more, because the exact mass fell short.
+    ToppedUp,
+}
+
+/// What was read for one (sequence, layer, KV head).
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadReport {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// Its place in the batch.
+    pub entry: usize,
+    /// Layer.
+    pub layer: usize,
+    /// KV head.
+    pub kv_head: usize,
+    /// Blocks read.
+    pub blocks_read: usize,
+    /// Blocks there are.
+    pub blocks_total: usize,
+    /// Chunks of up to 8 blocks that were read after the plan.
+    pub topups: usize,
+    /// Mirror bytes read to make the plan; the exactly scored open group not counted.
+    pub metadata_bytes: usize,
+    /// Share of the softmax mass believed read, for each query head of the group.
+    pub mass: Vec<f32>,
+    /// What became of the plan.
+    pub path: Path,
+}
+
+/// What was read, in the layers attended to: ordered by layer, batch entry, KV head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Report {
+    /// One record each.
+    pub heads: Vec<HeadReport>,
+}
+
+impl Report {
+    /// Blocks read in all.
+    pub fn blocks_read(&self) -> usize {
+        self.heads.iter().map(|h| h.blocks_read).sum()
+    }
+
+    /// Blocks there are in all.
+    pub fn blocks_total(&self) -> usize {
+        self.heads.iter().map(|h| h.blocks_total).sum()
+    }
+
+    /// Mirror bytes read in all.
+    pub fn metadata_bytes(&self) -> usize {
+        self.heads.iter().map(|h| h.metadata_bytes).sum()
+    }
+}
+
+/// The last step of one layer.
+#[derive(Debug, Default)]
+struct LayerState {
+    done: bool,
+    lens: Vec<u32>,
+    read: Vec<u32>,
+    mass: Vec<f32>,
+    order: Vec<u32>,
+    log_mass: Vec<f32>,
+}
+
+/// A policy for a batch of sequences of a cache.
+#[derive(Debug)]
+pub struct DecodePlan {
+    cache: u32,
+    shape: Shape,
+    max_blocks: usize,
+    page_bytes: usize,
+    policy: Policy,
+    sequences: Vec<SequenceId>,
+    seqs: Vec<u32>,
+    budget: Vec<u32>,
+    lse: Vec<f32>,
+    scale: f32,
+    record: bool,
+    layers: Vec<LayerState>,
+}
+
+impl DecodePlan {
+    /// A plan for the sequences (all different), at the scale `1 / sqrt(head_dim)`.
+    ///
+    /// # Errors
+    /// [`Error::Policy`], [`Error::MirrorMismatch`], [`Error::UnsupportedPolicy`], [`Error::UnknownSequence`],
+    /// [`Error::DuplicateSequence`].
+    pub fn new(cache: &KvCache, sequences: &[SequenceId], policy: Policy) -> Result<DecodePlan, Error> {
+        policy.validate()?;
+        policy.check_mirror(cache.config().mirror)?;
+        if matches!(policy, Policy::Oracle { .. })
+            && !policy.reads_everything()
+            && !cache.backend.ranks_by_true_mass()
+        {
+            return Err(Error::UnsupportedPolicy { policy, device: cache.device_name() });
+        }
+        let shape = cache.shape();
+        Ok(DecodePlan {
+            cache: cache.pool().id(),
+            shape,
+            max_blocks: cache.pool().tables().extents.max_blocks,
+            page_bytes: cache.config().mirror.kind().page_bytes(shape.head_dim),
+            policy,
+            sequences: sequences.to_vec(),
+            seqs: cache.pool().indices(sequences)?,
+            budget: vec![0; sequences.len()],
+            lse: vec![0.0; sequences.len() * shape.q_heads],
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            record: false,
+            layers: (0..shape.layers).map(|_| LayerState::default()).collect(),
+        })
+    }
+
+    /// The same with another factor of the scores.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where it is not finite.
+    pub fn with_scale(mut self, scale: f32) -> Result<DecodePlan, Error> {
+        if !scale.is_finite() {
+            return Err(Error::Config {
+                what: format!("scale = {scale}"),
+                remedy: "use a finite number".into(),
+            });
+        }
+        self.scale = scale;
+        Ok(self)
+    }
+
+    /// The same, keeping what the steps were decided on: [`DecodePlan::selection`] and
+    /// [`DecodePlan::log_mass`]. Costs a copy of the ranking.
+    pub fn with_record(mut self) -> DecodePlan {
+        self.record = true;
+        self
+    }
+
+    /// The policy.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// The batch.
+    pub fn sequences(&self) -> &[SequenceId] {
+        &self.sequences
+    }
+
+    /// Attends in one layer: `softmax(scale q k^T) v` over what the policy reads of the tokens appended to
+    /// it so far. A sequence without tokens gets zeros.
+    ///
+    /// q: `[batch, q_heads, head_dim]` of the cache's element type; out: f32 of the same shape.
+    ///
+    /// # Errors
+    /// Any mismatch, [`Error::NonFinite`], [`Error::UnknownSequence`] where one was removed since,
+    /// [`Error::ForeignPlan`], the device's.
+    pub fn attend<'a>(
+        &mut self,
+        cache: &mut KvCache,
+        layer: usize,
+        q: impl Into<Rows<'a>>,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let mut lse = std::mem::take(&mut self.lse);
+        let result = self.attend_with_lse(cache, layer, q, out, &mut lse);
+        self.lse = lse;
+        result
+    }
+
+    /// As [`DecodePlan::attend`], and the natural logarithm of the sum of exponentials of the scores read:
+    /// lse: `[batch, q_heads]`, `-inf` where nothing was read.
+    ///
+    /// # Errors
+    /// As [`DecodePlan::attend`].
+    pub fn attend_with_lse<'a>(
+        &mut self,
+        cache: &mut KvCache,
+        layer: usize,
+        q: impl Into<Rows<'a>>,
+        out: &mut [f32],
+        lse: &mut [f32],
+    ) -> Result<(), Error> {
+        let q = q.into();
+        let Shape { q_heads, kv_heads, head_dim, dtype, .. } = self.shape;
+        let batch = self.seqs.len();
+        if cache.pool().id() != self.cache {
+            return Err(Error::ForeignPlan);
+        }
+        cache.check_layer(layer)?;
+        for &sequence in &self.sequences {
+            cache.pool().index(sequence)?;
+        }
+        let layout = || format!("[batch = {batch}, q_heads = {q_heads}, head_dim = {head_dim}]");
+        let elements = batch * q_heads * head_dim;
+        q.check("q", dtype, elements, layout, cache.config().check_finite)?;
+        let length = |tensor, expected, got: usize, layout: String| {
+            if got == expected { Ok(()) } else { Err(Error::Length { tensor, expected, got, layout }) }
+        };
+        length("out", elements, out.len(), layout())?;
+        length("lse", batch * q_heads, lse.len(), format!("[batch = {batch}, q_heads = {q_heads}]"))?;
+
+        let state = &mut self.layers[layer];
+        state.done = false;
+        state.lens.clear();
+        state.lens.extend(self.seqs.iter().map(|&s| cache.pool().tokens(s as usize, layer) as u32));
+        for (budget, &tokens) in self.budget.iter_mut().zip(&state.lens) {
+            *budget = self.policy.budget(blocks(tokens as usize));
+        }
+        state.read.resize(batch * kv_heads * 2, 0);
+        state.mass.resize(batch * q_heads, 0.0);
+        if self.record {
+            state.order.resize(batch * kv_heads * self.max_blocks, 0);
+            state.log_mass.resize(batch * q_heads * self.max_blocks, 0.0);
+        }
+        let config = cache.config();
+        let ranking = match self.policy {
+            _ if self.policy.reads_everything() => Ranking::Identity,
+            Policy::Oracle { mass } => Ranking::TrueMass(mass),
+            _ => Ranking::Mirror,
+        };
+        let identity = ranking == Ranking::Identity;
+        let step = DecodeStep {
+            layer,
+            seqs: &self.seqs,
+            lens: &state.lens,
+            q,
+            scale: self.scale,
+            ranking,
+            budget: &self.budget,
+            target: if identity { 0 } else { self.policy.target(config.mirror) },
+            mass: if identity { 0.0 } else { self.policy.tested_mass() },
+            sink: config.forced.sink,
+            recent: config.forced.recent,
+        };
+        let mut result = DecodeResult {
+            out,
+            lse,
+            read: &mut state.read,
+            mass: &mut state.mass,
+            record: self
+                .record
+                .then_some(DecodeRecord { order: &mut state.order, log_mass: &mut state.log_mass }),
+        };
+        let (backend, tables) = cache.backend_and_tables();
+        backend.decode(tables, &step, &mut result)?;
+        state.done = true;
+        Ok(())
+    }
+
+    /// What was read in each layer's last step.
+    pub fn report(&self) -> Report {
+        let Shape { kv_heads, .. } = self.shape;
+        let group = self.shape.group();
+        let scored = match self.policy {
+            _ if self.policy.reads_everything() => false,
+            Policy::Oracle { .. } => false,
+            _ => true,
+        };
+        let mut heads = vec![];
+        for (layer, state) in self.layers.iter().enumerate().filter(|(_, s)| s.done) {
+            for (entry, &sequence) in self.sequences.iter().enumerate() {
+                for kv_head in 0..kv_heads {
+                    let row = entry * kv_heads + kv_head;
+                    let tokens = state.lens[entry] as usize;
+                    let (blocks_read, topups) =
+                        (state.read[2 * row] as usize, state.read[2 * row + 1] as usize);
+                    let blocks_total = blocks(tokens);
+                    heads.push(HeadReport {
+                        sequence,
+                        entry,
+                        layer,
+                        kv_head,
+                        blocks_read,
+                        blocks_total,
+                        topups,
+                        metadata_bytes: if scored { full_groups(tokens) * self.page_bytes } else { 0 },
+                        mass: state.mass[row * group..][..group].to_vec(),
+                        path: match () {
+                            () if self.policy.reads_everything() => Path::Dense,
+                            () if topups > 0 => Path::ToppedUp,
+                            () if blocks_read == blocks_total => Path::Identity,
+                            () => Path::Planned,
+                        },
+                    });
+                }
+            }
+        }
+        Report { heads }
+    }
+
+    /// Blocks read in the layer's last step, in the order of their ranks; none where the plan keeps no
+    /// record ([`DecodePlan::with_record`]) or the layer was not attended to.
+    pub fn selection(&self, layer: usize, entry: usize, kv_head: usize) -> Option<&[u32]> {
+        let state = self.recorded(layer)?;
+        if entry >= self.seqs.len() || kv_head >= self.shape.kv_heads {
+            return None;
+        }
+        let row = entry * self.shape.kv_heads + kv_head;
+        Some(&state.order[row * self.max_blocks..][..state.read[2 * row] as usize])
+    }
+
+    /// log2 masses of all blocks by which the layer's last step ranked them, for one query head; none
+    /// where there is no record, and for plans that read everything by definition.
+    pub fn log_mass(&self, layer: usize, entry: usize, q_head: usize) -> Option<&[f32]> {
+        let state = self.recorded(layer)?;
+        if entry >= self.seqs.len() || q_head >= self.shape.q_heads || self.policy.reads_everything() {
+            return None;
+        }
+        let row = entry * self.shape.q_heads + q_head;
+        Some(&state.log_mass[row * self.max_blocks..][..blocks(state.lens[entry] as usize)])
+    }
+
+    fn recorded(&self, layer: usize) -> Option<&LayerState> {
+        self.layers.get(layer).filter(|state| state.done && self.record)
+    }
+}

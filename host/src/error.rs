@@ -1,0 +1,157 @@
+//! What can go wrong, with the values in it and what to do about it.
+//!
+//! After any error the cache is as it was before the call.
+
+use crate::{Dtype, Mirror, Policy};
+
+/// Errors of the crate.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The shape is none that the kernels are built for.
+    #[error("unsupported shape: {what}; supported: {supported}")]
+    Shape {
+        /// The values.
+        what: String,
+        /// What would do.
+        supported: &'static str,
+    },
+    /// A configuration value makes no sense.
+    #[error("configuration: {what}; {remedy}")]
+    Config {
+        /// The values.
+        what: String,
+        /// What would do.
+        remedy: String,
+    },
+    /// A tensor has the wrong element type.
+    #[error("{tensor} is {got}, but the cache holds {expected}; convert it or create the cache with {got}")]
+    Dtype {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// Element type of the cache.
+        expected: Dtype,
+        /// Element type of the argument.
+        got: Dtype,
+    },
+    /// A tensor has the wrong number of elements.
+    #[error("{tensor} has {got} elements, expected {expected} = {layout}")]
+    Length {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// Elements it must have.
+        expected: usize,
+        /// Elements it has.
+        got: usize,
+        /// The expected dimensions.
+        layout: String,
+    },
+    /// A tensor holds a NaN or an infinity.
+    #[error(
+        "{tensor}[{index}] is not finite; fix the input, or set CacheConfig::check_finite to false to \
+         compute with it"
+    )]
+    NonFinite {
+        /// Name of the argument.
+        tensor: &'static str,
+        /// Index of the first such element in the flat slice.
+        index: usize,
+    },
+    /// There are not enough free slots.
+    #[error(
+        "the pool is exhausted: {needed} slots needed, {free} free; remove sequences (that would free up \
+         to {evictable}) or create the cache with more capacity"
+    )]
+    PoolExhausted {
+        /// Slots that the call needs.
+        needed: usize,
+        /// Slots that are free.
+        free: usize,
+        /// Slots held by sequences that the call does not concern.
+        evictable: usize,
+    },
+    /// A sequence would grow beyond the longest context of the cache.
+    #[error("the sequence would have {tokens} tokens, the limit is {limit} (CacheConfig::max_tokens)")]
+    ContextTooLong {
+        /// Tokens that the sequence would have.
+        tokens: usize,
+        /// Longest context.
+        limit: usize,
+    },
+    /// No sequence can be added.
+    #[error(
+        "the cache already holds {limit} sequences (CacheConfig::max_sequences); remove one or create the \
+         cache with more"
+    )]
+    TooManySequences {
+        /// Sequences that the cache can hold.
+        limit: usize,
+    },
+    /// The sequence was removed, or belongs to another cache.
+    #[error("{sequence} is not in this cache: it was removed, or it belongs to another cache")]
+    UnknownSequence {
+        /// The sequence.
+        sequence: String,
+    },
+    /// A batch names a sequence twice.
+    #[error("{sequence} occurs more than once in the batch; give every sequence one row")]
+    DuplicateSequence {
+        /// The sequence.
+        sequence: String,
+    },
+    /// The layer does not exist.
+    #[error("layer {layer} does not exist, the cache has {layers} (0 to {})", .layers - 1)]
+    UnknownLayer {
+        /// The layer asked for.
+        layer: usize,
+        /// Layers of the cache.
+        layers: usize,
+    },
+    /// The plan was made for another cache.
+    #[error("the plan was made for another cache; make it with DecodePlan::new(&cache, ..) for this one")]
+    ForeignPlan,
+    /// The text or value is no policy.
+    #[error("policy {text:?}: {reason}")]
+    Policy {
+        /// The policy as written.
+        text: String,
+        /// Why not, and what would do.
+        reason: String,
+    },
+    /// The text is no mirror of this version.
+    #[error("mirror {text:?}: {reason}; this version has 2, 4 (bits) and box")]
+    UnsupportedMirror {
+        /// The mirror as written.
+        text: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// The policy needs other metadata than the cache keeps.
+    #[error("policy {policy} cannot rank by a {mirror} mirror; create the cache with {needed}")]
+    MirrorMismatch {
+        /// The policy.
+        policy: Policy,
+        /// Mirror of the cache.
+        mirror: Mirror,
+        /// What it would need.
+        needed: &'static str,
+    },
+    /// The device cannot run the policy.
+    #[error("policy {policy} does not run on {device}; use the cpu or reference device")]
+    UnsupportedPolicy {
+        /// The policy.
+        policy: Policy,
+        /// The device.
+        device: String,
+    },
+    /// The device failed.
+    #[error("{device}: {call}: {detail}")]
+    Backend {
+        /// The device.
+        device: String,
+        /// What was tried.
+        call: String,
+        /// The driver's own words.
+        detail: String,
+    },
+}

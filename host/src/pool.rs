@@ -1,0 +1,488 @@
+//! Who owns which slot and page: free lists, block tables, lengths. Bookkeeping only, shared by every
+//! backend; nobody here touches K or V.
+//!
+//! * Slots and pages come from two stacks: allocation and release are O(1) each, and any free slot fits
+//!   any block, so there is no fragmentation.
+//! * An append *reserves* everything it needs, or fails with nothing changed; then the backend writes; then
+//!   the append is *committed* (the lengths grow) or *rolled back* (the free lists are as before, in order).
+//! * A page is needed per full group of four blocks, so `slots / 4` pages never run out before the slots.
+//!
+//! Trap: table entries beyond a row's length are stale; every reader compares with the length first.
+
+use crate::{Error, Shape};
+use kernels_gpu::layout::{BLOCKS_PER_GROUP, blocks, full_groups};
+use std::collections::HashSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A sequence of a cache. Ids are never reused: one of a removed sequence stays invalid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SequenceId {
+    cache: u32,
+    index: u32,
+    generation: u32,
+}
+
+impl fmt::Display for SequenceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sequence {}.{} of cache {}", self.index, self.generation, self.cache)
+    }
+}
+
+/// Extents of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableExtents {
+    /// Most sequences.
+    pub sequences: usize,
+    /// Layers.
+    pub layers: usize,
+    /// KV heads.
+    pub kv_heads: usize,
+    /// Blocks of a row: a multiple of 4.
+    pub max_blocks: usize,
+}
+
+impl TableExtents {
+    /// Rows: one for each (sequence, layer, KV head).
+    pub const fn rows(&self) -> usize {
+        self.sequences * self.layers * self.kv_heads
+    }
+
+    /// Groups of a row.
+    pub const fn max_groups(&self) -> usize {
+        self.max_blocks / BLOCKS_PER_GROUP
+    }
+
+    /// Index of the row of (sequence, layer, KV head).
+    pub const fn row(&self, sequence: usize, layer: usize, kv_head: usize) -> usize {
+        (sequence * self.layers + layer) * self.kv_heads + kv_head
+    }
+}
+
+/// The tables as the kernels read them.
+#[derive(Debug)]
+pub struct Tables {
+    /// Extents.
+    pub extents: TableExtents,
+    /// Slots: `[sequences, layers, kv_heads, max_blocks]`.
+    pub block_table: Vec<u32>,
+    /// Pages: `[sequences, layers, kv_heads, max_groups]`.
+    pub mirror_table: Vec<u32>,
+}
+
+impl Tables {
+    /// Slots of a row.
+    pub fn slots(&self, row: usize) -> &[u32] {
+        let width = self.extents.max_blocks;
+        &self.block_table[row * width..][..width]
+    }
+
+    /// Pages of a row.
+    pub fn pages(&self, row: usize) -> &[u32] {
+        let width = self.extents.max_groups();
+        &self.mirror_table[row * width..][..width]
+    }
+}
+
+/// Table entries that an append has written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableChange {
+    /// Row of both tables.
+    pub row: usize,
+    /// New entries of the block table's row.
+    pub blocks: Range<usize>,
+    /// New entries of the mirror table's row.
+    pub groups: Range<usize>,
+}
+
+/// What an append has reserved; it ends in [`Pool::commit`] or [`Pool::roll_back`].
+#[must_use]
+#[derive(Debug)]
+pub struct Reservation {
+    layer: usize,
+    /// (sequence index, tokens afterwards).
+    lengths: Vec<(usize, usize)>,
+    changes: Vec<TableChange>,
+}
+
+impl Reservation {
+    /// Entries that are new in the tables.
+    pub fn changes(&self) -> &[TableChange] {
+        &self.changes
+    }
+}
+
+#[derive(Debug)]
+struct Sequence {
+    generation: u32,
+    /// Tokens of each layer; none while the place is free.
+    lengths: Option<Vec<usize>>,
+}
+
+/// All slots and pages of a device, and the sequences that hold them.
+#[derive(Debug)]
+pub struct Pool {
+    id: u32,
+    tables: Tables,
+    max_tokens: usize,
+    slots: usize,
+    pages: usize,
+    free_slots: Vec<u32>,
+    free_pages: Vec<u32>,
+    sequences: Vec<Sequence>,
+    free_sequences: Vec<u32>,
+}
+
+impl Pool {
+    /// A pool of `slots` slots and `slots / 4` pages for at most `sequences` sequences of at most
+    /// `max_tokens` tokens.
+    pub fn new(shape: &Shape, slots: usize, sequences: usize, max_tokens: usize) -> Pool {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let max_blocks = blocks(max_tokens).next_multiple_of(BLOCKS_PER_GROUP);
+        let extents = TableExtents { sequences, layers: shape.layers, kv_heads: shape.kv_heads, max_blocks };
+        let pages = slots / BLOCKS_PER_GROUP;
+        Pool {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            tables: Tables {
+                extents,
+                block_table: vec![0; extents.rows() * max_blocks],
+                mirror_table: vec![0; extents.rows() * extents.max_groups()],
+            },
+            max_tokens,
+            slots,
+            pages,
+            // Popped from the end: the lowest first.
+            free_slots: (0..slots as u32).rev().collect(),
+            free_pages: (0..pages as u32).rev().collect(),
+            sequences: (0..sequences).map(|_| Sequence { generation: 0, lengths: None }).collect(),
+            free_sequences: (0..sequences as u32).rev().collect(),
+        }
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Distinguishes caches.
+    pub(crate) fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Slots in all.
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Pages in all.
+    pub fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Free slots.
+    pub fn free_slots(&self) -> usize {
+        self.free_slots.len()
+    }
+
+    /// Free pages.
+    pub fn free_pages(&self) -> usize {
+        self.free_pages.len()
+    }
+
+    /// Longest context.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Adds an empty sequence.
+    ///
+    /// # Errors
+    /// [`Error::TooManySequences`].
+    pub fn add_sequence(&mut self) -> Result<SequenceId, Error> {
+        let limit = self.sequences.len();
+        let index = self.free_sequences.pop().ok_or(Error::TooManySequences { limit })?;
+        let sequence = &mut self.sequences[index as usize];
+        sequence.lengths = Some(vec![0; self.tables.extents.layers]);
+        Ok(SequenceId { cache: self.id, index, generation: sequence.generation })
+    }
+
+    /// Removes a sequence and frees what it held.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn remove_sequence(&mut self, id: SequenceId) -> Result<(), Error> {
+        let index = self.index(id)?;
+        let lengths = self.sequences[index].lengths.take().unwrap_or_default();
+        for (layer, &tokens) in lengths.iter().enumerate() {
+            for head in 0..self.tables.extents.kv_heads {
+                let row = self.tables.extents.row(index, layer, head);
+                self.release(row, 0..blocks(tokens), 0..full_groups(tokens));
+            }
+        }
+        let sequence = &mut self.sequences[index];
+        sequence.generation = sequence.generation.wrapping_add(1);
+        self.free_sequences.push(index as u32);
+        Ok(())
+    }
+
+    /// Row of a sequence in the tables' first dimension.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`].
+    pub fn index(&self, id: SequenceId) -> Result<usize, Error> {
+        let known = id.cache == self.id
+            && self
+                .sequences
+                .get(id.index as usize)
+                .is_some_and(|s| s.generation == id.generation && s.lengths.is_some());
+        if known { Ok(id.index as usize) } else { Err(Error::UnknownSequence { sequence: id.to_string() }) }
+    }
+
+    /// Rows of a batch's sequences.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::DuplicateSequence`].
+    pub fn indices(&self, batch: &[SequenceId]) -> Result<Vec<u32>, Error> {
+        let mut seen = HashSet::with_capacity(batch.len());
+        batch
+            .iter()
+            .map(|&id| {
+                let index = self.index(id)? as u32;
+                if !seen.insert(index) {
+                    return Err(Error::DuplicateSequence { sequence: id.to_string() });
+                }
+                Ok(index)
+            })
+            .collect()
+    }
+
+    /// Tokens of a sequence in a layer; `index` comes from [`Pool::index`].
+    pub fn tokens(&self, index: usize, layer: usize) -> usize {
+        self.sequences[index].lengths.as_ref().map_or(0, |l| l[layer])
+    }
+
+    /// Tokens that a sequence has in every layer.
+    pub fn complete_tokens(&self, index: usize) -> usize {
+        self.sequences[index].lengths.as_ref().and_then(|l| l.iter().min().copied()).unwrap_or(0)
+    }
+
+    /// Reserves slots and pages for `new` tokens in `layer`, for each distinct (sequence index, new).
+    ///
+    /// # Errors
+    /// [`Error::ContextTooLong`] and [`Error::PoolExhausted`], both with nothing changed.
+    pub fn reserve(&mut self, layer: usize, growth: &[(usize, usize)]) -> Result<Reservation, Error> {
+        let kv_heads = self.tables.extents.kv_heads;
+        let mut needed = 0usize;
+        for &(index, new) in growth {
+            let before = self.tokens(index, layer);
+            let tokens = before.saturating_add(new);
+            if tokens > self.max_tokens {
+                return Err(Error::ContextTooLong { tokens, limit: self.max_tokens });
+            }
+            needed += kv_heads * (blocks(tokens) - blocks(before));
+        }
+        let free = self.free_slots.len();
+        if needed > free {
+            let held: usize = growth.iter().map(|&(index, _)| self.held(index)).sum();
+            return Err(Error::PoolExhausted { needed, free, evictable: self.slots - free - held });
+        }
+
+        let mut reservation =
+            Reservation { layer, lengths: Vec::with_capacity(growth.len()), changes: vec![] };
+        for &(index, new) in growth {
+            let before = self.tokens(index, layer);
+            let tokens = before + new;
+            reservation.lengths.push((index, tokens));
+            for head in 0..kv_heads {
+                let change = TableChange {
+                    row: self.tables.extents.row(index, layer, head),
+                    blocks: blocks(before)..blocks(tokens),
+                    groups: full_groups(before)..full_groups(tokens),
+                };
+                if !change.blocks.is_empty() || !change.groups.is_empty() {
+                    self.take(&change);
+                    reservation.changes.push(change);
+                }
+            }
+        }
+        Ok(reservation)
+    }
+
+    /// Makes the reserved tokens part of their sequences.
+    pub fn commit(&mut self, reservation: Reservation) {
+        for (index, tokens) in reservation.lengths {
+            if let Some(lengths) = &mut self.sequences[index].lengths {
+                lengths[reservation.layer] = tokens;
+            }
+        }
+    }
+
+    /// Frees what was reserved; the free lists are as they were before.
+    pub fn roll_back(&mut self, reservation: Reservation) {
+        for change in reservation.changes.into_iter().rev() {
+            self.release(change.row, change.blocks, change.groups);
+        }
+    }
+
+    /// Slots that a sequence holds.
+    fn held(&self, index: usize) -> usize {
+        let lengths = self.sequences[index].lengths.as_deref().unwrap_or_default();
+        lengths.iter().map(|&tokens| blocks(tokens) * self.tables.extents.kv_heads).sum()
+    }
+
+    fn take(&mut self, change: &TableChange) {
+        let TableExtents { max_blocks, .. } = self.tables.extents;
+        let max_groups = self.tables.extents.max_groups();
+        // Popping n from a stack in the order of its end: what `release` pushes back, reversed.
+        let rest = self.free_slots.len() - change.blocks.len();
+        let slots = &mut self.tables.block_table[change.row * max_blocks..][change.blocks.clone()];
+        slots.iter_mut().zip(self.free_slots.drain(rest..).rev()).for_each(|(entry, slot)| *entry = slot);
+        let rest = self.free_pages.len() - change.groups.len();
+        let pages = &mut self.tables.mirror_table[change.row * max_groups..][change.groups.clone()];
+        pages.iter_mut().zip(self.free_pages.drain(rest..).rev()).for_each(|(entry, page)| *entry = page);
+    }
+
+    fn release(&mut self, row: usize, blocks: Range<usize>, groups: Range<usize>) {
+        self.free_slots.extend(self.tables.slots(row)[blocks].iter().rev());
+        self.free_pages.extend(self.tables.pages(row)[groups].iter().rev());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Dtype;
+    use proptest::prelude::*;
+
+    const SHAPE: Shape = Shape { layers: 2, q_heads: 6, kv_heads: 3, head_dim: 64, dtype: Dtype::F16 };
+
+    /// Every slot and page is free or in exactly one row, and the tables say what the lengths say.
+    fn check_conservation(pool: &Pool) {
+        let mut slots: Vec<u32> = pool.free_slots.clone();
+        let mut pages: Vec<u32> = pool.free_pages.clone();
+        for index in 0..pool.sequences.len() {
+            for layer in 0..SHAPE.layers {
+                let tokens = pool.tokens(index, layer);
+                for head in 0..SHAPE.kv_heads {
+                    let row = pool.tables.extents.row(index, layer, head);
+                    slots.extend(&pool.tables.slots(row)[..blocks(tokens)]);
+                    pages.extend(&pool.tables.pages(row)[..full_groups(tokens)]);
+                }
+            }
+        }
+        slots.sort_unstable();
+        pages.sort_unstable();
+        assert!(slots.into_iter().eq(0..pool.slots as u32), "slots are lost or held twice");
+        assert!(pages.into_iter().eq(0..pool.pages as u32), "pages are lost or held twice");
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Add,
+        Remove(usize),
+        Append { which: usize, layer: usize, new: usize, commit: bool },
+        AppendBatch { layer: usize, new: usize },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let append = (0..8usize, 0..2usize, 0..150usize, prop::bool::weighted(0.8))
+            .prop_map(|(which, layer, new, commit)| Step::Append { which, layer, new, commit });
+        let batch = (0..2usize, 1..3usize).prop_map(|(layer, new)| Step::AppendBatch { layer, new });
+        let remove = (0..8usize).prop_map(Step::Remove);
+        prop::collection::vec(prop_oneof![2 => Just(Step::Add), 1 => remove, 8 => append, 4 => batch], 0..200)
+    }
+
+    proptest! {
+        #[test]
+        fn slots_and_pages_are_conserved_whatever_happens(steps in steps()) {
+            let mut pool = Pool::new(&SHAPE, 101, 4, 400);
+            let mut live: Vec<SequenceId> = vec![];
+            for step in steps {
+                let free = (pool.free_slots.clone(), pool.free_pages.clone());
+                match step {
+                    Step::Add => match pool.add_sequence() {
+                        Ok(id) => live.push(id),
+                        Err(e) => prop_assert_eq!((e, live.len()), (Error::TooManySequences { limit: 4 }, 4)),
+                    },
+                    Step::Remove(which) if !live.is_empty() => {
+                        let id = live.swap_remove(which % live.len());
+                        pool.remove_sequence(id).unwrap();
+                        prop_assert!(pool.remove_sequence(id).is_err(), "a removed id stays invalid");
+                    }
+                    Step::Append { which, layer, new, commit } if !live.is_empty() => {
+                        let index = pool.index(live[which % live.len()]).unwrap();
+                        let before = pool.tokens(index, layer);
+                        match pool.reserve(layer, &[(index, new)]) {
+                            Ok(r) if commit => {
+                                pool.commit(r);
+                                prop_assert_eq!(pool.tokens(index, layer), before + new);
+                            }
+                            Ok(r) => {
+                                pool.roll_back(r);
+                                prop_assert_eq!(&free, &(pool.free_slots.clone(), pool.free_pages.clone()));
+                            }
+                            Err(_) => {
+                                prop_assert_eq!(&free, &(pool.free_slots.clone(), pool.free_pages.clone()));
+                                prop_assert_eq!(pool.tokens(index, layer), before);
+                            }
+                        }
+                    }
+                    Step::AppendBatch { layer, new } => {
+                        let growth: Vec<_> =
+                            live.iter().map(|&id| (pool.index(id).unwrap(), new)).collect();
+                        match pool.reserve(layer, &growth) {
+                            Ok(r) => pool.commit(r),
+                            Err(_) => prop_assert_eq!(&free, &(pool.free_slots.clone(), pool.free_pages.clone())),
+                        }
+                    }
+                    _ => {}
+                }
+                check_conservation(&pool);
+            }
+            for id in live {
+                pool.remove_sequence(id).unwrap();
+            }
+            prop_assert_eq!((pool.free_slots(), pool.free_pages()), (101, 25));
+        }
+    }
+
+    #[test]
+    fn exhaustion_says_what_is_needed_free_and_evictable() {
+        let mut pool = Pool::new(&SHAPE, 12, 2, 400);
+        let (a, b) = (pool.add_sequence().unwrap(), pool.add_sequence().unwrap());
+        let (a, b) = (pool.index(a).unwrap(), pool.index(b).unwrap());
+        let r = pool.reserve(0, &[(a, 17)]).unwrap(); // 2 blocks of 3 heads
+        pool.commit(r);
+        let r = pool.reserve(1, &[(b, 1)]).unwrap();
+        pool.commit(r);
+        let error = pool.reserve(0, &[(b, 32)]).unwrap_err();
+        assert_eq!(error, Error::PoolExhausted { needed: 6, free: 3, evictable: 6 });
+        assert!(error.to_string().contains("6 slots needed, 3 free"));
+        let r = pool.reserve(0, &[(b, 16)]).unwrap();
+        pool.commit(r);
+        assert_eq!(pool.free_slots(), 0);
+    }
+
+    #[test]
+    fn ids_of_other_caches_and_duplicates_are_refused() {
+        let mut pool = Pool::new(&SHAPE, 12, 2, 400);
+        let mut other = Pool::new(&SHAPE, 12, 2, 400);
+        let (a, b) = (pool.add_sequence().unwrap(), other.add_sequence().unwrap());
+        assert!(matches!(pool.index(b), Err(Error::UnknownSequence { .. })));
+        assert!(matches!(pool.indices(&[a, a]), Err(Error::DuplicateSequence { .. })));
+        assert_eq!(pool.indices(&[a]).unwrap(), [0]);
+    }
+
+    #[test]
+    fn contexts_beyond_the_limit_are_refused() {
+        let mut pool = Pool::new(&SHAPE, 1000, 1, 100);
+        let a = pool.add_sequence().unwrap();
+        let a = pool.index(a).unwrap();
+        let error = pool.reserve(0, &[(a, 101)]).unwrap_err();
+        assert_eq!(error, Error::ContextTooLong { tokens: 101, limit: 100 });
+        let r = pool.reserve(0, &[(a, 100)]).unwrap();
+        pool.commit(r);
+        assert!(pool.reserve(0, &[(a, usize::MAX)]).is_err());
+    }
+}

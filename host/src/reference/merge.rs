@@ -1,0 +1,90 @@
+//! merge: the stop test on the exact mass, top-ups while it fails, and the results. In f64.
+
+use super::attend::{HeadSum, attend};
+use super::plan::Plan;
+use crate::store::HeadView;
+use kernels_gpu::layout::TOPUP_CHUNK;
+use kernels_gpu::numeric::{MASS_BITS, fixed_mass};
+
+/// When to stop.
+#[derive(Clone, Copy, Debug)]
+pub struct Stop {
+    /// Share of the mass to reach; 0 switches the test off.
+    pub mass: f32,
+    /// Most blocks to read.
+    pub limit: usize,
+}
+
+/// The result of one (sequence, KV head).
+#[derive(Clone, Debug)]
+pub struct Merged {
+    /// Query heads of the group.
+    pub heads: Vec<HeadResult>,
+    /// Blocks read.
+    pub blocks_read: usize,
+    /// Chunks read after the plan.
+    pub topups: usize,
+}
+
+/// The result of one query head.
+#[derive(Clone, Debug)]
+pub struct HeadResult {
+    /// Output `[head_dim]`.
+    pub out: Vec<f64>,
+    /// Natural logarithm of the sum of exponentials.
+    pub lse: f64,
+    /// Share of the mass believed read.
+    pub mass: f64,
+}
+
+/// Exact mass read and estimated rest of a head, in units of its largest estimated block mass.
+fn masses(sum: &HeadSum, peak: f32, rest: u64) -> (f64, f64) {
+    // Beyond 2^60 times the largest estimate the ratio means "more than any rest".
+    let z = if sum.l > 0.0 { sum.l * (sum.m - peak as f64).min(60.0).exp2() } else { 0.0 };
+    (z, rest as f64 / (1u64 << MASS_BITS) as f64)
+}
+
+/// Tops up what was read by the plan, and finishes. queries: `[group, head_dim]`, log2 domain; log_mass:
+/// `[group][blocks]`, what the plan was made from.
+pub fn merge(
+    view: &HeadView<'_>,
+    queries: &[f64],
+    head_dim: usize,
+    plan: &Plan,
+    log_mass: &[Vec<f32>],
+    mut read: Vec<HeadSum>,
+    stop: Stop,
+) -> Merged {
+    let mut rest = plan.rest.clone();
+    let (mut count, mut topups) = (plan.count, 0);
+    while count < stop.limit {
+        let enough = (0..read.len()).all(|g| {
+            let (z, rest) = masses(&read[g], plan.peak[g], rest[g]);
+            z * (1.0 - stop.mass as f64) >= stop.mass as f64 * rest
+        });
+        if enough {
+            break;
+        }
+        let chunk = &plan.order[count..(count + TOPUP_CHUNK).min(stop.limit)];
+        for (g, more) in attend(view, chunk, queries, head_dim).iter().enumerate() {
+            read[g].add(more);
+            rest[g] -=
+                chunk.iter().map(|&b| fixed_mass(log_mass[g][b as usize], plan.peak[g]) as u64).sum::<u64>();
+        }
+        count += chunk.len();
+        topups += 1;
+    }
+    let heads = read
+        .iter()
+        .enumerate()
+        .map(|(g, sum)| {
+            let (z, rest) = masses(sum, plan.peak[g], rest[g]);
+            HeadResult {
+                out: sum.o.iter().map(|o| if sum.l > 0.0 { o / sum.l } else { 0.0 }).collect(),
+                lse: (sum.m + sum.l.log2()) * std::f64::consts::LN_2,
+                mass: if rest > 0.0 { z / (z + rest) } else { 1.0 },
+            }
+        })
+        .collect();
+    Merged { heads, blocks_read: count, topups }
+}

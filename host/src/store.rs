@@ -1,0 +1,154 @@
+//! K, V and mirrors in host memory, byte for byte in the layout of [`kernels_gpu::layout`]: what the cpu
+//! and reference devices compute on, and what a download of a GPU's arenas would be.
+//!
+//! Trap: a slot's tokens beyond the length hold what was there before, NaN perhaps. [`HeadView`] knows the
+//! length; go through its iterators.
+
+use crate::element::widen;
+use crate::pool::Tables;
+use crate::{Dtype, Shape};
+use kernels_gpu::layout::{BLOCK, MirrorKind, blocks, full_groups, key_offset, slot_elements, value_offset};
+
+/// The arenas.
+#[derive(Debug)]
+pub struct HostStore {
+    /// Geometry.
+    pub shape: Shape,
+    /// Page format.
+    pub mirror_kind: MirrorKind,
+    /// Slots: 2-byte elements `[slots, 2, 16, head_dim]`.
+    pub arena: Vec<u16>,
+    /// Pages: `[pages, page_bytes]`.
+    pub mirror: Vec<u8>,
+}
+
+impl HostStore {
+    /// Arenas of `slots` slots and `pages` pages.
+    pub fn new(shape: Shape, mirror_kind: MirrorKind, slots: usize, pages: usize) -> HostStore {
+        HostStore {
+            shape,
+            mirror_kind,
+            arena: vec![0; slots * slot_elements(shape.head_dim)],
+            mirror: vec![0; pages * mirror_kind.page_bytes(shape.head_dim)],
+        }
+    }
+
+    /// One (sequence, layer, KV head) of `tokens` tokens.
+    pub fn view<'a>(
+        &'a self,
+        tables: &'a Tables,
+        sequence: usize,
+        layer: usize,
+        kv_head: usize,
+        tokens: usize,
+    ) -> HeadView<'a> {
+        let row = tables.extents.row(sequence, layer, kv_head);
+        HeadView {
+            store: self,
+            slots: &tables.slots(row)[..blocks(tokens)],
+            pages: &tables.pages(row)[..full_groups(tokens)],
+            tokens,
+        }
+    }
+
+    /// Writes one token's key and value (`[head_dim]` bit patterns).
+    pub fn write_token(&mut self, slot: u32, token_in_block: usize, key: &[u16], value: &[u16]) {
+        let d = self.shape.head_dim;
+        let slot = &mut self.arena[slot as usize * slot_elements(d)..][..slot_elements(d)];
+        slot[key_offset(d, token_in_block)..][..d].copy_from_slice(key);
+        slot[value_offset(d, token_in_block)..][..d].copy_from_slice(value);
+    }
+
+    /// Bytes of page `page`, to be written.
+    pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
+        let bytes = self.mirror_kind.page_bytes(self.shape.head_dim);
+        &mut self.mirror[page as usize * bytes..][..bytes]
+    }
+}
+
+/// One (sequence, layer, KV head) of a store.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadView<'a> {
+    store: &'a HostStore,
+    /// Slot of every block.
+    slots: &'a [u32],
+    /// Page of every full group.
+    pages: &'a [u32],
+    tokens: usize,
+}
+
+impl<'a> HeadView<'a> {
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Blocks.
+    pub fn blocks(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Groups that have a page.
+    pub fn full_groups(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Elements of a head.
+    pub fn head_dim(&self) -> usize {
+        self.store.shape.head_dim
+    }
+
+    /// Element type.
+    pub fn dtype(&self) -> Dtype {
+        self.store.shape.dtype
+    }
+
+    /// Page format.
+    pub fn mirror_kind(&self) -> MirrorKind {
+        self.store.mirror_kind
+    }
+
+    /// Tokens of a block: 16, fewer in the last.
+    pub fn tokens_of_block(&self, block: usize) -> usize {
+        (self.tokens - block * BLOCK).min(BLOCK)
+    }
+
+    /// Keys of a block's tokens: bit patterns `[tokens_of_block, head_dim]`.
+    pub fn block_keys(&self, block: usize) -> &'a [u16] {
+        &self.slot(block)[..self.tokens_of_block(block) * self.head_dim()]
+    }
+
+    /// Values of a block's tokens: bit patterns `[tokens_of_block, head_dim]`.
+    pub fn block_values(&self, block: usize) -> &'a [u16] {
+        let d = self.head_dim();
+        &self.slot(block)[value_offset(d, 0)..][..self.tokens_of_block(block) * d]
+    }
+
+    /// Key of a token, bit patterns `[head_dim]`.
+    pub fn key(&self, token: usize) -> &'a [u16] {
+        &self.slot(token / BLOCK)[key_offset(self.head_dim(), token % BLOCK)..][..self.head_dim()]
+    }
+
+    /// Key of a token as numbers.
+    pub fn key_values(&self, token: usize) -> impl Iterator<Item = f32> + 'a {
+        let dtype = self.dtype();
+        self.key(token).iter().map(move |&x| widen(dtype, x))
+    }
+
+    /// Value of a token as numbers.
+    pub fn value_values(&self, token: usize) -> impl Iterator<Item = f32> + 'a {
+        let (d, dtype) = (self.head_dim(), self.dtype());
+        self.slot(token / BLOCK)[value_offset(d, token % BLOCK)..][..d].iter().map(move |&x| widen(dtype, x))
+    }
+
+    /// Page of a full group.
+    pub fn page(&self, group: usize) -> &'a [u8] {
+        let bytes = self.store.mirror_kind.page_bytes(self.head_dim());
+        &self.store.mirror[self.pages[group] as usize * bytes..][..bytes]
+    }
+
+    fn slot(&self, block: usize) -> &'a [u16] {
+        let elements = slot_elements(self.head_dim());
+        &self.store.arena[self.slots[block] as usize * elements..][..elements]
+    }
+}
