@@ -19,13 +19,17 @@
 //!
 //! [`Device`] makes a place to compute, [`KvCache`] holds sequences there, [`DecodePlan`] attends by a
 //! [`Policy`]. The stages and their arithmetic are in docs/kernels.md; [`mod@reference`] is that text as
-//! plain code, [`cpu`] the same fast.
+//! plain code, [`cpu`] the same fast. [`traces`] are recorded queries, keys and values of real models,
+//! [`eval`] replays them by any policy and says what was read and missed.
 
 pub mod backend;
 pub mod cpu;
+pub mod eval;
+pub mod plot;
 pub mod pool;
 pub mod reference;
 pub mod store;
+pub mod traces;
 
 mod cache;
 mod decode;

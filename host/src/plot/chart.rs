@@ -78,7 +78,7 @@ pub struct Chart {
 const LEFT: f64 = 62.0;
 const TOP: f64 = 30.0;
 const LINE: f64 = 20.0;
-const FLOOR: f64 = 24.0;
+const FLOOR: f64 = 34.0;
 
 impl Chart {
     /// Draws the chart into `frame`.
@@ -103,7 +103,7 @@ impl Chart {
         if let Some((value, text)) = &self.reference {
             let (_, y) = place((self.x.min, *value));
             svg.line((inner.x, y), (inner.x + inner.width, y), INK, 1.0, "5 4");
-            svg.note((inner.x + inner.width - 4.0, y - 5.0), 12.0, Anchor::End, text);
+            svg.note((inner.x + 6.0, y - 6.0), 12.0, Anchor::Start, text);
         }
         for series in &self.series {
             let points: Vec<_> = series.points.iter().map(|&point| place(point)).collect();

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 
+use crate::Rows;
+
 pub use error::TraceError;
 pub use write::write;
 
@@ -57,11 +59,11 @@ impl Elements {
         }
     }
 
-    /// Name of the element type, as in a policy or a table.
-    pub fn dtype_name(&self) -> &'static str {
+    /// The elements `range`, as a cache takes them.
+    pub fn rows(&self, range: std::ops::Range<usize>) -> Rows<'_> {
         match self {
-            Elements::F16(_) => "f16",
-            Elements::Bf16(_) => "bf16",
+            Elements::F16(x) => Rows::F16(&x[range]),
+            Elements::Bf16(x) => Rows::Bf16(&x[range]),
         }
     }
 }
@@ -97,6 +99,18 @@ impl Case {
     /// Tokens that query `i` sees, its own included.
     pub fn visible(&self, i: usize) -> usize {
         self.context - self.queries + i + 1
+    }
+
+    /// Query `i` of every head: `[group, head_dim]`.
+    pub fn query(&self, i: usize) -> Elements {
+        fn gather<T: Copy>(case: &Case, i: usize, q: &[T]) -> Vec<T> {
+            let row = |g| (g * case.queries + i) * case.head_dim;
+            (0..case.group).flat_map(|g| &q[row(g)..row(g) + case.head_dim]).copied().collect()
+        }
+        match &self.q {
+            Elements::F16(q) => Elements::F16(gather(self, i, q)),
+            Elements::Bf16(q) => Elements::Bf16(gather(self, i, q)),
+        }
     }
 }
 

@@ -1,0 +1,42 @@
+//! `--backend`: the devices by name.
+
+use clap::ValueEnum;
+use psa::Device;
+
+use super::CliError;
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Vector code on all threads
+    Cpu,
+    /// The shipped PTX on the CPU, with the emulator's checkers on; slow
+    Emulator,
+    /// An NVIDIA GPU; not in this version
+    Cuda,
+    /// The plain definition of every stage; slow
+    Reference,
+}
+
+impl Backend {
+    /// The device. `seed` is the order in which the emulator schedules.
+    pub fn device(self, seed: u64) -> Result<Device, CliError> {
+        match self {
+            Backend::Cpu => Ok(Device::cpu()),
+            Backend::Reference => Ok(Device::reference()),
+            Backend::Emulator => emulator(seed),
+            Backend::Cuda => Err(CliError::Backend {
+                backend: "cuda",
+                reason: "running on a GPU is planned but not in this version; use cpu, or emulator to run \
+                         the PTX that a GPU would run"
+                    .into(),
+            }),
+        }
+    }
+}
+
+/// The device that runs the shipped PTX on the CPU.
+pub fn emulator(seed: u64) -> Result<Device, CliError> {
+    let _ = seed;
+    Err(CliError::Backend { backend: "emulator", reason: "not in this build; use cpu or reference".into() })
+}

@@ -1,0 +1,37 @@
+//! Errors of the commands, all of which end with exit code 2.
+
+use psa::eval::EvalError;
+use psa::traces::TraceError;
+
+/// Why a command could not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The traces cannot be used.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
+    /// A replay failed.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A device that this version or machine has not.
+    #[error("--backend {backend}: {reason}")]
+    Backend {
+        /// As on the command line.
+        backend: &'static str,
+        /// Why not, and what to use instead.
+        reason: String,
+    },
+    /// The picture cannot be written.
+    #[error("cannot write {file}: {source}; name another file with --out")]
+    Picture {
+        /// Path.
+        file: String,
+        /// Reason.
+        source: std::io::Error,
+    },
+    /// stdout cannot be written.
+    #[error("cannot write to stdout: {0}")]
+    Output(#[from] std::io::Error),
+    /// A record cannot be written as JSON.
+    #[error("cannot write a record as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}

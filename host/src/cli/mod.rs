@@ -1,0 +1,87 @@
+//! The command line: what can be asked for, and what comes back.
+//!
+//! Exit codes: 0 success, 1 the work was done and the answer is bad, 2 bad input or a missing part.
+//! With `--json` stdout holds one JSON object a line and nothing else; progress and errors go to stderr.
+
+mod backend;
+mod error;
+mod eval;
+mod info;
+mod options;
+mod progress;
+pub mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use backend::{Backend, emulator};
+pub use error::CliError;
+pub use progress::Progress;
+pub use table::Table;
+
+use crate::demo;
+
+/// How a command ended when nothing was wrong with its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Everything as it should be.
+    Good,
+    /// The work was done, and its result is not what was promised.
+    Bad,
+}
+
+/// Decode attention that reads only as much of the KV cache as it needs.
+#[derive(Parser)]
+#[command(
+    name = "psa",
+    version,
+    about,
+    after_help = "Examples:\n  psa demo\n  psa eval --traces tests/data/traces.safetensors --policy dense --policy \
+                  progressive:0.95\n  psa info --json\n\nExit codes: 0 success, 1 the work was done and the answer \
+                  is bad, 2 bad input or a missing part."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Dense, top-k, Quest and progressive attention on recorded data at equal quality; table and picture
+    Demo(demo::DemoArgs),
+    /// Replay every query of a psa-traces-v1 file with any policies; one record a case and policy
+    Eval(eval::EvalArgs),
+    /// Devices, kernels and their specialisations, versions, limits
+    Info(info::InfoArgs),
+}
+
+/// Parses the command line, runs it, prints errors, and returns the exit code.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Eval(args) => eval::run(&args),
+        Command::Info(args) => info::run(&args),
+    };
+    match result {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        // Whoever reads the output has seen enough.
+        Err(CliError::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
