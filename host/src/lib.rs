@@ -23,6 +23,8 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod device;
+pub mod driver;
 pub mod pool;
 pub mod reference;
 pub mod store;

@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let page_bytes = MirrorKind::Planes(1).page_bytes(D);
 
     let mut upload = |bytes: &[u8], name: &str| -> Result<u64, ptx_emulator::Error> {
-        let pointer = device.alloc(bytes.len(), name)?;
+        let pointer = device.alloc(bytes.len() as u64, name)?;
         device.copy_to(pointer, bytes)?;
         Ok(pointer.0)
     };
@@ -33,8 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let block_table = upload(bytemuck::cast_slice(&[3u32, 1, 0, 2]), "block_table")?;
     let zero = upload(bytemuck::cast_slice(&[0u32]), "zero")?;
     let lens = upload(bytemuck::cast_slice(&[TOKENS as u32]), "lens")?;
-    let arena = device.alloc(4 * slot_elements(D) * 2, "arena")?;
-    let mirror = device.alloc(page_bytes, "mirror")?;
+    let arena = device.alloc((4 * slot_elements(D) * 2) as u64, "arena")?;
+    let mirror = device.alloc(page_bytes as u64, "mirror")?;
 
     let launch = append::launch::<f16>(
         D,
