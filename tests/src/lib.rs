@@ -6,7 +6,8 @@
 
 use half::{bf16, f16};
 use psa::{
-    CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, HeadReport, KvCache, Mirror, Policy, Rows, Shape,
+    CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, HeadReport, KvCache, Mirror, Policy, Rows,
+    Shape,
 };
 
 /// splitmix64: small, and the same on every machine.
@@ -141,9 +142,21 @@ impl Workload {
         Workload { shape, sequences }
     }
 
+    /// The same with all queries multiplied by `factor`: larger scores, a sharper softmax.
+    pub fn sharpened(mut self, factor: f32) -> Workload {
+        for s in &mut self.sequences {
+            let q: Vec<f32> = s.q.to_f64().iter().map(|&x| x as f32 * factor).collect();
+            s.q = Tensor::new(self.shape.dtype, &q);
+        }
+        self
+    }
+
     /// The sequences at these indices, in this order.
     pub fn pick(&self, indices: &[usize]) -> Workload {
-        Workload { shape: self.shape, sequences: indices.iter().map(|&i| self.sequences[i].clone()).collect() }
+        Workload {
+            shape: self.shape,
+            sequences: indices.iter().map(|&i| self.sequences[i].clone()).collect(),
+        }
     }
 }
 
@@ -186,7 +199,12 @@ impl Outcome {
 ///
 /// # Errors
 /// The crate's.
-pub fn run(device: &Device, workload: &Workload, mirror: Mirror, policy: Policy) -> Result<Outcome, psa::Error> {
+pub fn run(
+    device: &Device,
+    workload: &Workload,
+    mirror: Mirror,
+    policy: Policy,
+) -> Result<Outcome, psa::Error> {
     run_forced(device, workload, mirror, policy, Forced::default())
 }
 
@@ -278,8 +296,7 @@ pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: u
     let kv_head = head / shape.group();
     let (q, k, v) = (s.q.to_f64(), s.k.to_f64(), s.v.to_f64());
     let q = &q[head * d..][..d];
-    let (mut magnitude, mut top, mut bottom, mut value) =
-        (0.0f64, f64::NEG_INFINITY, f64::INFINITY, 0.0f64);
+    let (mut magnitude, mut top, mut bottom, mut value) = (0.0f64, f64::NEG_INFINITY, f64::INFINITY, 0.0f64);
     for t in 0..s.tokens {
         let row = (t * kh + kv_head) * d;
         let products = (0..d).map(|c| q[c] * k[row + c]);

@@ -65,11 +65,8 @@ fn empty_plan(m: &mut Memory) -> (Vec<Launch>, [u64; 3]) {
     let log_mass = m.upload(&[0.0f32; 4], "log_mass");
     let partial = m.0.alloc(4 * D, "partial").unwrap();
     let partial_ml = m.0.alloc(8, "partial_ml").unwrap();
-    let results = [
-        m.upload(&[f32::NAN; D], "out"),
-        m.upload(&[f32::NAN], "lse"),
-        m.upload(&[u32::MAX; 2], "read"),
-    ];
+    let results =
+        [m.upload(&[f32::NAN; D], "out"), m.upload(&[f32::NAN], "lse"), m.upload(&[u32::MAX; 2], "read")];
     let mass_read = m.upload(&[f32::NAN], "mass");
     let attend = attend::attend::launch::<f16>(
         D,

@@ -17,7 +17,8 @@ fn main() -> Result<(), psa::Error> {
     let row = shape.token_elements();
     let k: Vec<bf16> = (0..tokens * row).map(|i| bf16::from_f32(wave(i / row, i % row))).collect();
     let v: Vec<bf16> = (0..tokens * row).map(|i| bf16::from_f32(wave(i % row, i / row))).collect();
-    let q: Vec<bf16> = (0..shape.query_elements()).map(|c| bf16::from_f32(3.0 * wave(1234, c % 128))).collect();
+    let q: Vec<bf16> =
+        (0..shape.query_elements()).map(|c| bf16::from_f32(3.0 * wave(1234, c % 128))).collect();
 
     let mut out = vec![0.0; shape.query_elements()];
     for policy in [Policy::Dense, Policy::Progressive { mass: 0.95 }, "top-k:0.1".parse()?] {
