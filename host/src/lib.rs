@@ -24,6 +24,8 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod device;
+pub mod driver;
 pub mod eval;
 pub mod plot;
 pub mod pool;

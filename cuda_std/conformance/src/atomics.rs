@@ -8,7 +8,8 @@ use cuda_std::prelude::*;
 /// One thread does each operation once; all threads of the grid count in each ordering and scope.
 #[kernel(block = 64)]
 pub unsafe fn counters(
-    /// [12]: one counter per (ordering, scope): relaxed, acquire, release, acq_rel by block, device, system; [3]: seq_cst.
+    /// [blocks, 15]: one counter per (ordering, scope): relaxed, acquire, release, acq_rel, seq_cst by block, device, system. The
+    /// blocks count together in row 0, with block scope each in its own row.
     counts: *mut u32,
     /// [16]: the u32 cells that one thread changes, as they were set up.
     words: *mut u32,
@@ -19,9 +20,10 @@ pub unsafe fn counters(
 ) {
     unsafe {
         let mut cell = counts;
+        let own = thread::block_idx_x() as usize * 15;
         macro_rules! count {
             ($($ordering:ident)*) => {$(
-                global::add_u32(cell, 1, Ordering::$ordering, Scope::Block);
+                global::add_u32(cell.add(own), 1, Ordering::$ordering, Scope::Block);
                 global::add_u32(cell.add(1), 1, Ordering::$ordering, Scope::Device);
                 global::add_u32(cell.add(2), 1, Ordering::$ordering, Scope::System);
                 cell = cell.add(3);

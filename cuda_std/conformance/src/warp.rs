@@ -17,8 +17,8 @@ pub unsafe fn shuffles<const W: u32>(
         let out = out.add(lane as usize * 8);
         macro_rules! put {
             ($($index:literal $shuffle:ident,)*) => {$(
-                let (value, inside) = warp::$shuffle(u32::MAX, value, b, W);
-                *out.add(2 * $index) = value;
+                let (moved, inside) = warp::$shuffle(u32::MAX, value, b, W);
+                *out.add(2 * $index) = moved;
                 *out.add(2 * $index + 1) = inside as u32;
             )*};
         }

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use psa::Device;
+use psa::driver::EmulatedOptions;
 
 use super::CliError;
 
@@ -24,7 +25,7 @@ impl Backend {
         match self {
             Backend::Cpu => Ok(Device::cpu()),
             Backend::Reference => Ok(Device::reference()),
-            Backend::Emulator => emulator(seed),
+            Backend::Emulator => Ok(emulator(seed)),
             Backend::Cuda => Err(CliError::Backend {
                 backend: "cuda",
                 reason: "running on a GPU is planned but not in this version; use cpu, or emulator to run \
@@ -35,8 +36,7 @@ impl Backend {
     }
 }
 
-/// The device that runs the shipped PTX on the CPU.
-pub fn emulator(seed: u64) -> Result<Device, CliError> {
-    let _ = seed;
-    Err(CliError::Backend { backend: "emulator", reason: "not in this build; use cpu or reference".into() })
+/// The device that runs the shipped PTX on the CPU, with all checkers.
+pub fn emulator(seed: u64) -> Device {
+    Device::emulator_with(EmulatedOptions { seed, checks: true })
 }

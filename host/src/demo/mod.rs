@@ -75,7 +75,7 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
         },
     };
     let contest = contest::run(&field, &progress)?;
-    let check = if args.no_emulator { None } else { Some(check::run(&field, &progress)?) };
+    let check = (!args.no_emulator).then(|| check::run(&field, &progress));
 
     let picture = figure::draw(&traces, &contest);
     std::fs::write(&args.out, picture)

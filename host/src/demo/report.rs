@@ -179,17 +179,14 @@ fn ranks_by(record: &Record) -> String {
 }
 
 fn check_line(check: &Check) -> String {
-    if !check.ran {
-        return format!("BAD: the shipped PTX was not run: {}", check.problem);
-    }
     let mut line = format!(
-        "{}: the shipped PTX on the emulator, checkers on: {} of {} decode steps select the CPU's blocks; outputs \
-         differ by at most {} (limit {:.0e}); {} of {} heads, {:.1} s.",
+        "{}: the shipped PTX on the emulator, checkers on: {} of {} decode steps read the CPU's blocks; outputs \
+         differ by at most {}, {:.2} % of what f32 rounding allows; {} of {} heads, {:.1} s.",
         ok(check.good()),
         check.same_selection,
         check.steps,
         error(check.output_difference),
-        check.output_bound,
+        check.share_of_bound * 100.0,
         check.cases,
         check.cases_total,
         check.seconds

@@ -1,7 +1,9 @@
-//! The demo on the bundled traces, without the emulator.
+//! The demo's claims on parts of the bundled traces.
 
 use super::*;
 use crate::demo::contest::{Quality, Tunable};
+use psa::Mirror;
+use psa::eval::{Entrant, Step, evaluate};
 
 #[test]
 fn bundled_traces_are_the_files_of_the_repository() {
@@ -55,4 +57,42 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
     {
         assert!(picture.contains(label), "{label}");
     }
+}
+
+/// One case on the emulator; the demo does all of them.
+#[test]
+fn the_shipped_ptx_reads_the_blocks_that_the_cpu_reads() {
+    let case = Traces::parse("bundled", TRACES, TRACES_JSON).unwrap().cases.remove(0);
+    let truth = Truth::of(&case, 0.125, Some(2)).unwrap();
+    let options =
+        ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: None, keep: false };
+    let field = contest::Field { cases: &[(&case, &truth)], scale: 0.125, options };
+    let check = check::run(&field, &Progress::new(false));
+    assert!(check.good(), "{check:?}");
+    assert_eq!((check.cases, check.steps, check.same_selection), (1, 12, 12));
+}
+
+/// The comparison itself must be able to fail.
+#[test]
+fn differences_in_blocks_or_outputs_are_bad() {
+    let case = Traces::parse("bundled", TRACES, TRACES_JSON).unwrap().cases.remove(0);
+    let truth = Truth::of(&case, 0.125, Some(2)).unwrap();
+    let options =
+        ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: Some(1), keep: true };
+    let entrant = Entrant::new("progressive:0.95".parse().unwrap(), Mirror::Bits2);
+    let replays = evaluate(&[(&case, &truth)], 0.125, &[entrant], &options, &|_| ()).unwrap();
+    let want = &replays[0][0];
+    let compared = |change: &dyn Fn(&mut Step)| {
+        let mut got = want.clone();
+        change(&mut got.steps[0]);
+        let mut check = check::Check::default();
+        check.compare(&case, 0.125, want, &got);
+        check
+    };
+    assert!(compared(&|_| ()).good());
+    assert!(!compared(&|step| step.selection.swap(5, 6)).good());
+    assert!(!compared(&|step| drop(step.selection.pop())).good());
+    assert!(!compared(&|step| step.out[70] += 0.05).good());
+    assert!(!compared(&|step| step.out[0] = f32::NAN).good());
+    assert!(!check::Check::default().good());
 }

@@ -1,0 +1,292 @@
+//! The backend that runs the kernels: device memory, the launches of [`launches`], results.
+//!
+//! One instance serves one cache. Arena, mirror and tables are allocated with the cache; scratch grows
+//! to the largest batch seen and then stays, so that a decode step allocates nothing. The host uploads
+//! queries and the batch's description, queues the launches, and reads results: nothing between append
+//! and merge waits for it.
+
+pub mod launches;
+
+use kernels_gpu::attend::head_tile;
+use kernels_gpu::layout::{BLOCK, MAX_SPLITS, splits};
+
+use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
+use crate::pool::{TableChange, Tables};
+use crate::{Device, Error};
+use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses, groups_touched};
+
+impl Device {
+    /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
+    /// speed.
+    pub fn emulator() -> Device {
+        Device::emulator_with(EmulatedOptions::default())
+    }
+
+    /// The emulator with options.
+    pub fn emulator_with(options: EmulatedOptions) -> Device {
+        Device::with_driver("emulator", move || {
+            Emulated::new(options).map(|driver| Box::new(driver) as Box<dyn Driver>)
+        })
+    }
+
+    /// A device behind a driver; `make` is called for each cache.
+    pub fn with_driver<F>(name: &str, make: F) -> Device
+    where
+        F: Fn() -> Result<Box<dyn Driver>, DriverError> + Send + Sync + 'static,
+    {
+        let device = name.to_owned();
+        Device::from_factory(name, move |spec| {
+            let driver = make().map_err(|e| failed(&device, "open")(e.to_string()))?;
+            Ok(Box::new(Kernels::new(driver, spec)?))
+        })
+    }
+}
+
+/// Error of a call on a device.
+fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(String) -> Error + 'a {
+    move |detail| Error::Backend { device: device.into(), call: call.into(), detail }
+}
+
+/// Device memory that grows on demand and keeps its address otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+struct Buffer {
+    address: u64,
+    bytes: usize,
+}
+
+impl Buffer {
+    fn reserve(&mut self, driver: &mut dyn Driver, bytes: usize, what: &str) -> Result<u64, DriverError> {
+        if bytes > self.bytes {
+            let grown = driver.alloc(bytes, what)?;
+            if self.bytes > 0 {
+                driver.free(self.address)?;
+            }
+            *self = Buffer { address: grown, bytes };
+        }
+        Ok(self.address)
+    }
+}
+
+/// Scratch and results of a step.
+#[derive(Debug, Default)]
+struct Scratch {
+    seqs: Buffer,
+    lens: Buffer,
+    offsets: Buffer,
+    k: Buffer,
+    v: Buffer,
+    q: Buffer,
+    budget: Buffer,
+    log_mass: Buffer,
+    order: Buffer,
+    count: Buffer,
+    peak: Buffer,
+    rest: Buffer,
+    partial: Buffer,
+    partial_ml: Buffer,
+    out: Buffer,
+    lse: Buffer,
+    read: Buffer,
+    mass: Buffer,
+}
+
+/// The kernels on a device, for one cache.
+struct Kernels {
+    driver: Box<dyn Driver>,
+    name: String,
+    cache: CacheAddresses,
+    scratch: Scratch,
+}
+
+impl Kernels {
+    fn new(mut driver: Box<dyn Driver>, spec: &BackendSpec) -> Result<Self, Error> {
+        let name = driver.name();
+        let kind = spec.mirror.kind();
+        let extents = &spec.extents;
+        let mut alloc = |bytes: usize, what: &str| {
+            driver.alloc(bytes.max(1), what).map_err(|e| failed(&name, "allocate")(e.to_string()))
+        };
+        let cache = CacheAddresses {
+            shape: spec.shape,
+            mirror_kind: kind,
+            max_blocks: extents.max_blocks,
+            arena: alloc(spec.slots * spec.shape.slot_bytes(), "arena")?,
+            mirror: alloc(spec.pages * kind.page_bytes(spec.shape.head_dim), "mirror")?,
+            block_table: alloc(4 * extents.rows() * extents.max_blocks, "block_table")?,
+            mirror_table: alloc(4 * extents.rows() * extents.max_groups(), "mirror_table")?,
+        };
+        Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
+    }
+
+    /// Uploads a batch's description.
+    fn batch(&mut self, seqs: &[u32], lens: &[u32]) -> Result<BatchAddresses, DriverError> {
+        let max_tokens = lens.iter().copied().max().unwrap_or(0) as usize;
+        let d = self.driver.as_mut();
+        let batch = BatchAddresses {
+            batch: seqs.len(),
+            max_tokens,
+            seqs: self.scratch.seqs.reserve(d, 4 * seqs.len(), "seqs")?,
+            lens: self.scratch.lens.reserve(d, 4 * lens.len(), "lens")?,
+        };
+        d.upload(batch.seqs, bytemuck::cast_slice(seqs))?;
+        d.upload(batch.lens, bytemuck::cast_slice(lens))?;
+        Ok(batch)
+    }
+
+    fn append_step(&mut self, step: &AppendStep<'_>) -> Result<(), DriverError> {
+        let batch = self.batch(step.seqs, step.lens)?;
+        let d = self.driver.as_mut();
+        let (k, v) = (step.k.bits(), step.v.bits());
+        let addresses = [
+            self.scratch.k.reserve(d, 2 * k.len(), "k")?,
+            self.scratch.v.reserve(d, 2 * v.len(), "v")?,
+            self.scratch.offsets.reserve(d, 4 * step.offsets.len(), "offsets")?,
+        ];
+        d.upload(addresses[0], bytemuck::cast_slice(k))?;
+        d.upload(addresses[1], bytemuck::cast_slice(v))?;
+        d.upload(addresses[2], bytemuck::cast_slice(step.offsets))?;
+        let groups = step
+            .lens
+            .iter()
+            .zip(step.offsets.windows(2))
+            .map(|(&len, w)| groups_touched((len - (w[1] - w[0])) as usize, (w[1] - w[0]) as usize))
+            .max()
+            .unwrap_or(0);
+        if groups == 0 {
+            return Ok(());
+        }
+        let launch =
+            launches::append(&self.cache, &batch, step.layer, addresses, groups).map_err(no_instance)?;
+        d.launch(&launch)
+    }
+
+    fn decode_step(
+        &mut self,
+        step: &DecodeStep<'_>,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), DriverError> {
+        let batch = self.batch(step.seqs, step.lens)?;
+        let shape = self.cache.shape;
+        let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
+        let max_splits = splits(self.cache.max_blocks).min(MAX_SPLITS);
+        let tile = head_tile(shape.group());
+        let (d, s) = (self.driver.as_mut(), &mut self.scratch);
+        let a = StepAddresses {
+            q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
+            budget: s.budget.reserve(d, 4 * batch.batch, "budget")?,
+            log_mass: s.log_mass.reserve(d, 4 * heads * self.cache.max_blocks, "log_mass")?,
+            order: s.order.reserve(d, 4 * rows * self.cache.max_blocks, "order")?,
+            count: s.count.reserve(d, 4 * rows, "count")?,
+            peak: s.peak.reserve(d, 4 * heads, "peak")?,
+            rest: s.rest.reserve(d, 8 * heads, "rest")?,
+            partial: s.partial.reserve(d, 4 * rows * max_splits * tile * shape.head_dim, "partial")?,
+            partial_ml: s.partial_ml.reserve(d, 8 * rows * max_splits * tile, "partial_ml")?,
+            out: s.out.reserve(d, 4 * heads * shape.head_dim, "out")?,
+            lse: s.lse.reserve(d, 4 * heads, "lse")?,
+            read: s.read.reserve(d, 8 * rows, "read")?,
+            mass: s.mass.reserve(d, 4 * heads, "mass")?,
+            max_splits,
+        };
+        d.upload(a.q, bytemuck::cast_slice(step.q.bits()))?;
+        // The identity plan reads every block, whatever the budget says.
+        let whole = vec![batch.max_tokens.div_ceil(BLOCK) as u32; batch.batch];
+        let (what, budget) = match step.ranking {
+            Ranking::Identity => (Step::Identity, whole.as_slice()),
+            _ => {
+                let (sink, recent) = (step.sink as usize, step.recent as usize);
+                (Step::Ranked { target: step.target, mass: step.mass, sink, recent }, step.budget)
+            }
+        };
+        d.upload(a.budget, bytemuck::cast_slice(budget))?;
+        for launch in
+            launches::decode(&self.cache, &batch, &a, step.layer, step.scale, what).map_err(no_instance)?
+        {
+            d.launch(&launch)?;
+        }
+        d.download(a.out, bytemuck::cast_slice_mut(result.out))?;
+        d.download(a.lse, bytemuck::cast_slice_mut(result.lse))?;
+        d.download(a.read, bytemuck::cast_slice_mut(result.read))?;
+        d.download(a.mass, bytemuck::cast_slice_mut(result.mass))?;
+        if let Some(record) = &mut result.record {
+            d.download(a.order, bytemuck::cast_slice_mut(record.order))?;
+            if what != Step::Identity {
+                d.download(a.log_mass, bytemuck::cast_slice_mut(record.log_mass))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The shape was validated, so a missing instance means that the PTX was built without it.
+fn no_instance(e: psa_codegen::NoSuchInstance) -> DriverError {
+    DriverError::Launch { launch: "a kernel".into(), detail: e.to_string() }
+}
+
+impl Backend for Kernels {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn tables_changed(&mut self, tables: &Tables, changes: &[TableChange]) -> Result<(), Error> {
+        for change in changes {
+            let (slots, pages) = (tables.slots(change.row), tables.pages(change.row));
+            let at = |table: u64, width: usize, first: usize| table + 4 * (change.row * width + first) as u64;
+            let block = at(self.cache.block_table, slots.len(), change.blocks.start);
+            let page = at(self.cache.mirror_table, pages.len(), change.groups.start);
+            self.driver
+                .upload(block, bytemuck::cast_slice(&slots[change.blocks.clone()]))
+                .and_then(|()| self.driver.upload(page, bytemuck::cast_slice(&pages[change.groups.clone()])))
+                .map_err(|e| failed(&self.name, "upload tables")(e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, _: &Tables, step: &AppendStep<'_>) -> Result<(), Error> {
+        self.append_step(step).map_err(|e| failed(&self.name, "append")(e.to_string()))
+    }
+
+    fn decode(
+        &mut self,
+        _: &Tables,
+        step: &DecodeStep<'_>,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), Error> {
+        if let Ranking::TrueMass(_) = step.ranking {
+            return Err(failed(&self.name, "decode")("no kernel ranks by true mass".into()));
+        }
+        self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e.to_string()))
+    }
+}
+
+impl Drop for Kernels {
+    fn drop(&mut self) {
+        let s = &self.scratch;
+        let scratch = [
+            s.seqs,
+            s.lens,
+            s.offsets,
+            s.k,
+            s.v,
+            s.q,
+            s.budget,
+            s.log_mass,
+            s.order,
+            s.count,
+            s.peak,
+            s.rest,
+            s.partial,
+            s.partial_ml,
+            s.out,
+            s.lse,
+            s.read,
+            s.mass,
+        ];
+        let cache = [self.cache.arena, self.cache.mirror, self.cache.block_table, self.cache.mirror_table];
+        let used = scratch.iter().filter(|b| b.bytes > 0).map(|b| b.address);
+        for address in used.chain(cache) {
+            // Nothing useful can be done about a device that does not take its memory back.
+            let _ = self.driver.free(address);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The emulated driver: the shipped PTX on the CPU, by `ptx-emulator`, with its checkers on.
+//!
+//! It executes and checks; it does not time. A finding of a checker is an error of the launch, so that
+//! nothing computed by a faulty kernel is ever used.
+
+use psa_codegen::{ArgValue, Launch};
+use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options};
+
+use super::{Driver, DriverError};
+
+/// How the emulated device runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EmulatedOptions {
+    /// Order in which warps and blocks are scheduled; 0 is round robin. Results do not depend on it.
+    pub seed: u64,
+    /// Run the checkers (memory, initialisation, synchronisation, launch).
+    pub checks: bool,
+}
+
+impl Default for EmulatedOptions {
+    fn default() -> Self {
+        EmulatedOptions { seed: 0, checks: true }
+    }
+}
+
+/// What the emulated device has done since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Kernels launched.
+    pub launches: u64,
+    /// Instructions, counted once a lane.
+    pub lane_instructions: u64,
+    /// Bytes that kernels read from global memory, as requested by lanes.
+    pub global_bytes_read: u64,
+}
+
+/// A CPU that runs [`kernels_gpu::PTX`].
+pub struct Emulated {
+    device: Device,
+    module: Module,
+    counters: Counters,
+}
+
+impl Emulated {
+    /// Loads the shipped PTX.
+    ///
+    /// # Errors
+    /// [`DriverError::Module`].
+    pub fn new(options: EmulatedOptions) -> Result<Self, DriverError> {
+        let module = Module::parse(kernels_gpu::PTX)
+            .map_err(|e| DriverError::Module { device: NAME.into(), detail: e.to_string() })?;
+        let checks = if options.checks { Checks::all() } else { Checks::none() };
+        let device = Device::new(Options { seed: options.seed, checks, ..Options::default() });
+        Ok(Emulated { device, module, counters: Counters::default() })
+    }
+}
+
+const NAME: &str = "emulator";
+
+impl Driver for Emulated {
+    fn name(&self) -> String {
+        NAME.into()
+    }
+
+    fn alloc(&mut self, bytes: usize, what: &str) -> Result<u64, DriverError> {
+        self.device.alloc(bytes.max(1) as u64, what).map(|p| p.0).map_err(|e| DriverError::OutOfMemory {
+            bytes,
+            what: what.into(),
+            device: NAME.into(),
+            detail: e.to_string(),
+        })
+    }
+
+    fn free(&mut self, address: u64) -> Result<(), DriverError> {
+        self.device.free(DevicePtr(address)).map_err(|e| memory("free", address, 0, &e))
+    }
+
+    fn upload(&mut self, address: u64, data: &[u8]) -> Result<(), DriverError> {
+        self.device.copy_to(DevicePtr(address), data).map_err(|e| memory("upload", address, data.len(), &e))
+    }
+
+    fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
+        let bytes = data.len();
+        self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
+    }
+
+    fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
+        let args: Vec<Arg> = launch
+            .args
+            .iter()
+            .map(|a| match *a {
+                ArgValue::U32(v) => Arg::U32(v),
+                ArgValue::I32(v) => Arg::I32(v),
+                ArgValue::U64(v) => Arg::U64(v),
+                ArgValue::I64(v) => Arg::I64(v),
+                ArgValue::F32(v) => Arg::F32(v),
+                ArgValue::F64(v) => Arg::F64(v),
+                ArgValue::Ptr(v) => Arg::Ptr(DevicePtr(v)),
+            })
+            .collect();
+        let config =
+            LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
+        let report = self
+            .device
+            .launch(&self.module, launch.kernel.name, config, &args)
+            .map_err(|e| DriverError::Launch { launch: describe(launch), detail: e.to_string() })?;
+        if let Some(first) = report.findings.first() {
+            return Err(DriverError::Check {
+                launch: describe(launch),
+                findings: report.findings.len(),
+                first: first.to_string(),
+            });
+        }
+        self.counters.launches += 1;
+        self.counters.lane_instructions += report.counters.lane_instructions;
+        self.counters.global_bytes_read += report.counters.global_bytes_read;
+        Ok(())
+    }
+
+    fn counters(&self) -> Option<Counters> {
+        Some(self.counters)
+    }
+}
+
+fn memory(call: &'static str, address: u64, bytes: usize, e: &dyn std::fmt::Display) -> DriverError {
+    DriverError::Memory { call, address, bytes, detail: e.to_string() }
+}
+
+/// Kernel, grid, block, shared memory and the parameters with their names.
+fn describe(launch: &Launch) -> String {
+    let args: Vec<String> = launch
+        .kernel
+        .params
+        .iter()
+        .zip(&launch.args)
+        .map(|(p, a)| match a {
+            ArgValue::Ptr(v) => format!("{}={v:#x}", p.name),
+            ArgValue::F32(v) => format!("{}={v}", p.name),
+            ArgValue::F64(v) => format!("{}={v}", p.name),
+            ArgValue::U32(v) => format!("{}={v}", p.name),
+            ArgValue::I32(v) => format!("{}={v}", p.name),
+            ArgValue::U64(v) => format!("{}={v}", p.name),
+            ArgValue::I64(v) => format!("{}={v}", p.name),
+        })
+        .collect();
+    format!(
+        "kernel {} grid {:?} block {:?} shared {} ({})",
+        launch.kernel.name,
+        launch.grid,
+        launch.block,
+        launch.shared_bytes,
+        args.join(", ")
+    )
+}

@@ -1,0 +1,107 @@
+//! The seam between the toolkit and a device: memory, copies, launches.
+//!
+//! A driver executes untyped [`Launch`]es that the kernels' typed launchers built, so that it knows no
+//! kernel. Addresses are plain `u64`, as in the launches. [`Emulated`] runs the shipped PTX on the CPU;
+//! a CUDA driver fits the same trait.
+
+mod emulated;
+
+pub use emulated::{Counters, Emulated, EmulatedOptions};
+
+use psa_codegen::Launch;
+
+/// What went wrong in a driver, with everything needed to see why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DriverError {
+    /// The device has no memory left.
+    #[error("cannot allocate {bytes} bytes for {what} on {device}: {detail}; use a smaller cache")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: usize,
+        /// What they were for.
+        what: String,
+        /// The device.
+        device: String,
+        /// The driver's own words.
+        detail: String,
+    },
+    /// A copy or a free named memory that is not there.
+    #[error("{call} of {bytes} bytes at {address:#x} failed: {detail}")]
+    Memory {
+        /// The call.
+        call: &'static str,
+        /// Device address.
+        address: u64,
+        /// Bytes.
+        bytes: usize,
+        /// The driver's own words.
+        detail: String,
+    },
+    /// A kernel could not be launched or failed.
+    #[error("{launch} failed: {detail}")]
+    Launch {
+        /// Kernel, grid, block, shared memory and parameter values.
+        launch: String,
+        /// The driver's own words.
+        detail: String,
+    },
+    /// The kernel ran and a checker complained.
+    #[error("{launch}: {findings} finding(s), the first: {first}")]
+    Check {
+        /// Kernel, grid, block, shared memory and parameter values.
+        launch: String,
+        /// Number of findings.
+        findings: usize,
+        /// The first one.
+        first: String,
+    },
+    /// The PTX does not load.
+    #[error("the PTX module does not load on {device}: {detail}")]
+    Module {
+        /// The device.
+        device: String,
+        /// The driver's own words.
+        detail: String,
+    },
+}
+
+/// A device with its memory and the module of [`kernels_gpu::PTX`].
+pub trait Driver: Send {
+    /// Name of the device, for people.
+    fn name(&self) -> String;
+
+    /// Allocates `bytes` bytes (at least 1), aligned to 256; contents are undefined.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfMemory`].
+    fn alloc(&mut self, bytes: usize, what: &str) -> Result<u64, DriverError>;
+
+    /// Frees an allocation.
+    ///
+    /// # Errors
+    /// [`DriverError::Memory`] for an address that [`Driver::alloc`] did not return.
+    fn free(&mut self, address: u64) -> Result<(), DriverError>;
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// [`DriverError::Memory`].
+    fn upload(&mut self, address: u64, data: &[u8]) -> Result<(), DriverError>;
+
+    /// Copies from the device, after everything launched so far.
+    ///
+    /// # Errors
+    /// [`DriverError::Memory`].
+    fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError>;
+
+    /// Launches a kernel, behind everything launched so far.
+    ///
+    /// # Errors
+    /// [`DriverError::Launch`], [`DriverError::Check`].
+    fn launch(&mut self, launch: &Launch) -> Result<(), DriverError>;
+
+    /// What the device counted since it was made, where it counts.
+    fn counters(&self) -> Option<Counters> {
+        None
+    }
+}
