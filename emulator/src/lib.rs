@@ -4,6 +4,7 @@ mod device;
 mod error;
 mod exec;
 mod inst;
+mod launch;
 mod lexer;
 mod memory;
 mod module;
@@ -13,6 +14,7 @@ mod types;
 
 pub use device::{Arg, Checks, Device, DevicePtr, LaunchConfig, Options};
 pub use error::{Error, Result};
+pub use launch::{ArgSpec, LaunchError, LaunchFile, parse_checks, run_file};
 pub use module::{Kernel, Module, Param};
 pub use report::{Class, Counters, Finding, Place, Report};
 pub use types::{Rnd, Space, Ty};

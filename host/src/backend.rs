@@ -154,12 +154,12 @@ pub struct Device {
 impl Device {
     /// The CPU, with vector code, on the threads of the current rayon pool.
     pub fn cpu() -> Device {
-        Device::from_factory("cpu", |spec| Ok(Box::new(crate::cpu::Cpu::new(spec))))
+        Device::from_factory("cpu", |spec| Ok(Box::new(crate::cpu::Cpu::new(spec)?)))
     }
 
     /// The plain definition of every stage, f64 where bits are not part of it: slow, for comparisons.
     pub fn reference() -> Device {
-        Device::from_factory("reference", |spec| Ok(Box::new(crate::reference::Reference::new(spec))))
+        Device::from_factory("reference", |spec| Ok(Box::new(crate::reference::Reference::new(spec)?)))
     }
 
     /// A device of your own.

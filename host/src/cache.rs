@@ -7,7 +7,7 @@
 //! Every call either does all it says or leaves the cache as it was.
 
 use crate::backend::{AppendStep, Backend, BackendSpec};
-use crate::pool::Pool;
+use crate::pool::{Pool, TableExtents};
 use crate::{Device, Error, Forced, Mirror, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_BLOCKS, blocks};
 use std::fmt;
@@ -113,15 +113,12 @@ impl KvCache {
                 "set max_sequences or max_tokens lower, so that it is at most 2^30",
             );
         }
-        let pool = Pool::new(&shape, slots, config.max_sequences, max_tokens);
-        let spec = BackendSpec {
-            shape,
-            mirror: config.mirror,
-            slots,
-            pages: pool.pages(),
-            extents: pool.tables().extents,
-        };
+        let extents = TableExtents::new(&shape, config.max_sequences, max_tokens);
+        let spec =
+            BackendSpec { shape, mirror: config.mirror, slots, pages: slots / BLOCKS_PER_GROUP, extents };
+        // The arenas first: where they fit, the pool's lists do.
         let backend = device.backend(&spec)?;
+        let pool = Pool::new(&shape, slots, config.max_sequences, max_tokens);
         Ok(KvCache { shape, config, pool, backend })
     }
 

@@ -78,6 +78,14 @@ pub enum Error {
         /// Longest context.
         limit: usize,
     },
+    /// The device has no memory for the cache.
+    #[error("{device} has no {bytes} bytes for the cache; create it with less capacity")]
+    OutOfMemory {
+        /// The device.
+        device: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
     /// No sequence can be added.
     #[error(
         "the cache already holds {limit} sequences (CacheConfig::max_sequences); remove one or create the \

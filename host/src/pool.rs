@@ -44,6 +44,12 @@ pub struct TableExtents {
 }
 
 impl TableExtents {
+    /// Extents for sequences of at most `max_tokens` tokens.
+    pub fn new(shape: &Shape, sequences: usize, max_tokens: usize) -> TableExtents {
+        let max_blocks = blocks(max_tokens).next_multiple_of(BLOCKS_PER_GROUP);
+        TableExtents { sequences, layers: shape.layers, kv_heads: shape.kv_heads, max_blocks }
+    }
+
     /// Rows: one for each (sequence, layer, KV head).
     pub const fn rows(&self) -> usize {
         self.sequences * self.layers * self.kv_heads
@@ -139,14 +145,13 @@ impl Pool {
     /// `max_tokens` tokens.
     pub fn new(shape: &Shape, slots: usize, sequences: usize, max_tokens: usize) -> Pool {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let max_blocks = blocks(max_tokens).next_multiple_of(BLOCKS_PER_GROUP);
-        let extents = TableExtents { sequences, layers: shape.layers, kv_heads: shape.kv_heads, max_blocks };
+        let extents = TableExtents::new(shape, sequences, max_tokens);
         let pages = slots / BLOCKS_PER_GROUP;
         Pool {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             tables: Tables {
                 extents,
-                block_table: vec![0; extents.rows() * max_blocks],
+                block_table: vec![0; extents.rows() * extents.max_blocks],
                 mirror_table: vec![0; extents.rows() * extents.max_groups()],
             },
             max_tokens,

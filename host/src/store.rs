@@ -6,7 +6,7 @@
 
 use crate::element::widen;
 use crate::pool::Tables;
-use crate::{Dtype, Shape};
+use crate::{Dtype, Error, Shape};
 use kernels_gpu::layout::{BLOCK, MirrorKind, blocks, full_groups, key_offset, slot_elements, value_offset};
 
 /// The arenas.
@@ -23,14 +23,30 @@ pub struct HostStore {
 }
 
 impl HostStore {
-    /// Arenas of `slots` slots and `pages` pages.
-    pub fn new(shape: Shape, mirror_kind: MirrorKind, slots: usize, pages: usize) -> HostStore {
-        HostStore {
+    /// Arenas of `slots` slots and `pages` pages, on the device of that name.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(
+        device: &'static str,
+        shape: Shape,
+        mirror_kind: MirrorKind,
+        slots: usize,
+        pages: usize,
+    ) -> Result<HostStore, Error> {
+        let page_bytes = mirror_kind.page_bytes(shape.head_dim);
+        let bytes = slots.saturating_mul(shape.slot_bytes()).saturating_add(pages.saturating_mul(page_bytes));
+        // `vec!` gets zeroed memory from the system without touching it, but aborts where there is none:
+        // ask in a way that may fail.
+        if Vec::<u8>::new().try_reserve_exact(bytes).is_err() {
+            return Err(Error::OutOfMemory { device, bytes });
+        }
+        Ok(HostStore {
             shape,
             mirror_kind,
             arena: vec![0; slots * slot_elements(shape.head_dim)],
-            mirror: vec![0; pages * mirror_kind.page_bytes(shape.head_dim)],
-        }
+            mirror: vec![0; pages * page_bytes],
+        })
     }
 
     /// One (sequence, layer, KV head) of `tokens` tokens.
@@ -150,5 +166,18 @@ impl<'a> HeadView<'a> {
     fn slot(&self, block: usize) -> &'a [u16] {
         let elements = slot_elements(self.head_dim());
         &self.store.arena[self.slots[block] as usize * elements..][..elements]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arenas_beyond_the_memory_are_an_error() {
+        let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: Dtype::F16 };
+        let error = HostStore::new("cpu", shape, MirrorKind::Planes(1), usize::MAX / 4096, 1).unwrap_err();
+        assert!(matches!(error, Error::OutOfMemory { device: "cpu", .. }));
+        assert!(error.to_string().contains("less capacity"));
     }
 }

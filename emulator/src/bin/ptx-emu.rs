@@ -1,1 +1,166 @@
-fn main() {}
+//! `ptx-emu`: runs or lists PTX from the command line.
+//!
+//! Exit status: 0 ran and clean (or listed), 1 a checker or the launch validation complained, 2 bad
+//! input or outside the scope. Diagnostics go to stderr; with `--json` stdout has one JSON object a
+//! line and nothing else.
+
+use clap::{Parser, Subcommand};
+use ptx_emulator::{Checks, Module, Options, parse_checks, run_file};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "ptx-emu",
+    version,
+    about = "Runs and checks sm_80-class PTX on a CPU",
+    after_help = "Examples:\n  ptx-emu run launch.json\n  ptx-emu run launch.json --json --seed 7 --check mem,sync\n  ptx-emu list kernels.ptx\n\nExit status: 0 clean, 1 a checker or the launch validation complained, 2 bad input or outside the scope."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the kernel a LAUNCH.json describes
+    #[command(
+        after_help = "LAUNCH.json:\n  {\"ptx\": \"kernel.ptx\", \"kernel\": \"name\", \"grid\": [x,y,z], \"block\": [x,y,z], \"shared_bytes\": N,\n   \"args\": [ARG, ...], \"check\": [\"mem\",\"init\",\"race\",\"sync\"]}\nARG is one of\n  {\"in\": \"a.bin\"}  {\"in\": \"a.bin\", \"out\": \"b.bin\"}  {\"bytes\": N, \"out\": \"b.bin\"}\n  {\"u32\": v} {\"i32\": v} {\"u64\": v} {\"i64\": v} {\"f32\": v} {\"f64\": v}\nPaths are relative to the file.\n\nExample:\n  ptx-emu run launch.json --seed 3 --check mem,init"
+    )]
+    Run {
+        /// The launch file
+        launch: PathBuf,
+        /// One JSON object with findings, counters and wall time on stdout
+        #[arg(long)]
+        json: bool,
+        /// Seed of the schedule; 0 is round robin
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+        /// Checkers, separated by commas: mem, init, race, sync, all, none
+        #[arg(long)]
+        check: Option<String>,
+        /// Warp instructions after which the run is ended
+        #[arg(long)]
+        max_steps: Option<u64>,
+        /// Compute capability whose limits hold
+        #[arg(long, default_value_t = 80)]
+        sm: u32,
+    },
+    /// Lists the kernels of a PTX file and what of them is outside the scope
+    #[command(after_help = "Example:\n  ptx-emu list kernels.ptx --json")]
+    List {
+        /// The PTX file
+        file: PathBuf,
+        /// One JSON object a kernel on stdout
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run { launch, json, seed, check, max_steps, sm } => {
+            let checks: Option<Checks> = match check.as_deref().map(|c| parse_checks(c.split(','))) {
+                Some(Ok(c)) => Some(c),
+                Some(Err(e)) => return fail(&e),
+                None => None,
+            };
+            let mut options = Options { seed, sm, ..Options::default() };
+            if let Some(m) = max_steps {
+                options.max_steps = m;
+            }
+            run(&launch, checks, options, json)
+        }
+        Command::List { file, json } => list(&file, json),
+    }
+}
+
+fn fail(message: &str) -> ExitCode {
+    eprintln!("ptx-emu: {message}");
+    ExitCode::from(2)
+}
+
+fn run(launch: &std::path::Path, checks: Option<Checks>, options: Options, json: bool) -> ExitCode {
+    let report = match run_file(launch, checks, options) {
+        Ok(r) => r,
+        Err(e) => return fail(&e.to_string()),
+    };
+    for f in &report.findings {
+        eprintln!("ptx-emu: {f}");
+    }
+    if !report.output.is_empty() {
+        eprint!("{}", report.output);
+    }
+    if json {
+        match serde_json::to_string(&report) {
+            Ok(s) => println!("{s}"),
+            Err(e) => return fail(&e.to_string()),
+        }
+    } else {
+        let c = &report.counters;
+        let seconds = report.wall_ns as f64 * 1e-9;
+        println!(
+            "{}: {}; {} lane instructions in {:.3} s ({:.0} M/s); global {} B read, {} B written; {} bank conflicts; {} barriers",
+            report.kernel,
+            if report.is_clean() { "clean" } else { "NOT clean" },
+            c.lane_instructions,
+            seconds,
+            c.lane_instructions as f64 / seconds.max(1e-9) * 1e-6,
+            c.global_bytes_read,
+            c.global_bytes_written,
+            c.bank_conflicts,
+            c.barriers
+        );
+    }
+    if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn list(file: &std::path::Path, json: bool) -> ExitCode {
+    let text = match std::fs::read_to_string(file) {
+        Ok(t) => t,
+        Err(e) => return fail(&format!("{}: {e}", file.display())),
+    };
+    let module = match Module::parse(&text) {
+        Ok(m) => m,
+        Err(e) => return fail(&format!("{}: {e}", file.display())),
+    };
+    let mut outside = false;
+    for k in module.kernels() {
+        let (shared, ops, problem) = match (module.static_shared_bytes(&k.name), module.opcodes(&k.name)) {
+            (Ok(s), Ok(o)) => (s, o, None),
+            (Err(e), _) | (_, Err(e)) => (0, Vec::new(), Some(e.to_string())),
+        };
+        outside |= problem.is_some();
+        let params: Vec<String> = k.params.iter().map(|p| format!("{} {}", p.ty.name(), p.name)).collect();
+        if json {
+            let record = serde_json::json!({
+                "kernel": k.name, "line": k.line, "params": k.params.iter().map(|p| serde_json::json!({
+                    "name": p.name, "type": p.ty.name(), "size": p.size, "align": p.align, "offset": p.offset
+                })).collect::<Vec<_>>(),
+                "reqntid": k.reqntid, "maxntid": k.maxntid, "minnctapersm": k.minnctapersm, "maxnreg": k.maxnreg,
+                "registers": k.registers, "static_shared_bytes": shared,
+                "instructions": ops.iter().map(|(n, c)| (n.clone(), serde_json::json!(c))).collect::<serde_json::Map<_, _>>(),
+                "outside": problem,
+            });
+            println!("{record}");
+            continue;
+        }
+        println!("{}({})", k.name, params.join(", "));
+        println!(
+            "  line {}, {} virtual registers, {shared} bytes of static shared memory",
+            k.line, k.registers
+        );
+        if let Some(r) = k.reqntid {
+            println!("  .reqntid {r:?}");
+        }
+        if let Some(r) = k.maxntid {
+            println!("  .maxntid {r:?}");
+        }
+        let used: Vec<String> = ops.iter().map(|(n, c)| format!("{n} {c}")).collect();
+        println!("  uses: {}", used.join(", "));
+        if let Some(p) = problem {
+            println!("  OUTSIDE THE SCOPE: {p}");
+        }
+    }
+    if outside { ExitCode::from(2) } else { ExitCode::SUCCESS }
+}

@@ -71,18 +71,20 @@ use by_format;
 
 impl Cpu {
     /// Storage for a cache.
-    pub fn new(spec: &BackendSpec) -> Cpu {
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(spec: &BackendSpec) -> Result<Cpu, Error> {
         Cpu::with_isa(spec, Isa::detect())
     }
 
     /// Storage for a cache, computing with the given instructions.
-    pub fn with_isa(spec: &BackendSpec, isa: Isa) -> Cpu {
-        Cpu {
-            store: HostStore::new(spec.shape, spec.mirror.kind(), spec.slots, spec.pages),
-            isa,
-            log_mass: vec![],
-            order: vec![],
-        }
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn with_isa(spec: &BackendSpec, isa: Isa) -> Result<Cpu, Error> {
+        let store = HostStore::new("cpu", spec.shape, spec.mirror.kind(), spec.slots, spec.pages)?;
+        Ok(Cpu { store, isa, log_mass: vec![], order: vec![] })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::isa::{Isa, per_isa};
 use crate::reference::plan::{Limits, Plan};
 use kernels_gpu::layout::MAX_GROUP;
-use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key};
+use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal};
 
 /// log2 masses `[group, width]`.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ pub(super) fn plan(
     if blocks > 0 {
         for (g, masses) in masses.chunks_mut(blocks).enumerate() {
             (planned.peak[g], total[g]) = fixed_masses(isa, &log_mass.head(g)[..blocks], masses);
-            add_shares(isa, masses, 1.0 / (total[g] as f32), &mut ranks);
+            add_shares(isa, masses, reciprocal(total[g] as f32), &mut ranks);
         }
     }
     let mass = |g: usize, b: u32| masses[g * blocks + b as usize] as u64;
@@ -95,9 +95,8 @@ pub(super) fn plan(
         (0..group).map(prefix).max().unwrap_or(0).min(budget)
     };
     planned.count = wanted.max(limits.forced_blocks()).min(blocks);
-    for g in 0..group {
-        let read: u64 = order[..planned.count].iter().map(|&b| mass(g, b)).sum();
-        planned.rest[g] = total[g] - read;
+    for (g, rest) in planned.rest[..group].iter_mut().enumerate() {
+        *rest = total[g] - order[..planned.count].iter().map(|&b| mass(g, b)).sum::<u64>();
     }
     if planned.count == blocks {
         identity(blocks, order);

@@ -29,8 +29,12 @@ pub struct Reference {
 
 impl Reference {
     /// Storage for a cache.
-    pub fn new(spec: &BackendSpec) -> Reference {
-        Reference { store: HostStore::new(spec.shape, spec.mirror.kind(), spec.slots, spec.pages) }
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    pub fn new(spec: &BackendSpec) -> Result<Reference, Error> {
+        let store = HostStore::new("reference", spec.shape, spec.mirror.kind(), spec.slots, spec.pages)?;
+        Ok(Reference { store })
     }
 }
 

@@ -2,7 +2,7 @@
 //! same everywhere; defined bit by bit.
 
 use kernels_gpu::layout::{blocks, forced};
-use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key};
+use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal};
 
 /// Which blocks are read whatever their mass.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +63,7 @@ pub fn plan(log_mass: &[Vec<f32>], limits: Limits, target: u32, budget: u32) -> 
     let mass = |g: usize, b: usize| fixed_mass(log_mass[g][b], peak[g]);
     let heads = 0..log_mass.len();
     let total: Vec<u64> = heads.clone().map(|g| (0..blocks).map(|b| mass(g, b) as u64).sum()).collect();
-    let inverse: Vec<f32> = total.iter().map(|&u| 1.0 / (u as f32)).collect();
+    let inverse: Vec<f32> = total.iter().map(|&u| reciprocal(u as f32)).collect();
 
     let mut keys: Vec<u64> = (0..blocks)
         .map(|b| {

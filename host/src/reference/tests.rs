@@ -55,14 +55,6 @@ impl Tensor {
             Tensor::Bf16(x) => x.into(),
         }
     }
-
-    /// Elements `from .. to`.
-    pub(crate) fn part(&self, from: usize, to: usize) -> Rows<'_> {
-        match self {
-            Tensor::F16(x) => x[from..to].into(),
-            Tensor::Bf16(x) => x[from..to].into(),
-        }
-    }
 }
 
 /// Random values of a query head.
@@ -82,7 +74,7 @@ impl Filled {
     pub(crate) fn new(head_dim: usize, dtype: Dtype, mirror: Mirror, tokens: usize, seed: u64) -> Filled {
         let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim, dtype };
         let mut pool = Pool::new(&shape, tokens.div_ceil(16), 1, tokens);
-        let mut store = HostStore::new(shape, mirror.kind(), pool.slots(), pool.pages());
+        let mut store = HostStore::new("test", shape, mirror.kind(), pool.slots(), pool.pages()).unwrap();
         let (k, v) = (
             Tensor::random(dtype, tokens * head_dim, 1.0, seed),
             Tensor::random(dtype, tokens * head_dim, 1.0, seed + 1),

@@ -1,0 +1,142 @@
+//! The same bits, whatever surrounds a sequence: batch, threads, vector width, appends in pieces.
+
+mod common;
+
+use common::{Batch, step};
+use psa::cpu::{Cpu, Isa};
+use psa::{Budget, Device, Dtype, KvCache, Mirror, Path, Policy, Shape};
+
+const SHAPE: Shape = Shape { layers: 1, q_heads: 6, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+const LENGTHS: [usize; 5] = [70, 1, 640, 333, 1025];
+const ALL: [usize; 5] = [0, 1, 2, 3, 4];
+const PROGRESSIVE: Policy = Policy::Progressive { mass: 0.9 };
+
+#[test]
+fn plans_of_everything_have_the_bits_of_dense_attention() {
+    let batch = Batch::random(SHAPE, &LENGTHS, 1);
+    for device in [Device::cpu(), Device::reference()] {
+        for mirror in [Mirror::Bits2, Mirror::Box] {
+            let (mut cache, sequences) = batch.cache(&device, mirror);
+            let dense = step(&batch, &mut cache, &sequences, &ALL, Policy::Dense);
+            assert!(dense.report.heads.iter().all(|h| h.path == Path::Dense && h.metadata_bytes == 0));
+            let mut policies = vec![Policy::Oracle { mass: 1.0 }, Policy::Progressive { mass: 1.0 }];
+            match mirror {
+                Mirror::Box => policies.push(Policy::Quest(Budget::Fraction(1.0))),
+                _ => policies.extend([
+                    Policy::TopP { mass: 1.0 },
+                    Policy::TopK(Budget::Fraction(1.0)),
+                    Policy::TopK(Budget::Blocks(65)),
+                    Policy::TopK(Budget::Blocks(u32::MAX)),
+                ]),
+            }
+            for policy in policies {
+                let other = step(&batch, &mut cache, &sequences, &ALL, policy);
+                assert_eq!(other.bits(), dense.bits(), "{policy} on {}", device.name());
+                assert_eq!(other.report.blocks_read(), other.report.blocks_total());
+            }
+        }
+    }
+}
+
+#[test]
+fn short_contexts_have_the_bits_of_dense_attention() {
+    // Up to four blocks: sink, recent and open group are everything.
+    for tokens in [1, 16, 17, 48, 63] {
+        let batch = Batch::random(SHAPE, &[tokens], tokens as u64);
+        let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits2);
+        let dense = step(&batch, &mut cache, &sequences, &[0], Policy::Dense);
+        let sparse = step(&batch, &mut cache, &sequences, &[0], Policy::Progressive { mass: 0.1 });
+        assert_eq!(sparse.bits(), dense.bits());
+        assert!(sparse.report.heads.iter().all(|h| h.path == Path::Identity));
+    }
+}
+
+#[test]
+fn a_sequence_has_the_same_bits_alone_and_in_any_batch() {
+    let batch = Batch::random(SHAPE, &LENGTHS, 2);
+    let row = SHAPE.query_elements();
+    for device in [Device::cpu(), Device::reference()] {
+        let (mut cache, sequences) = batch.cache(&device, Mirror::Bits2);
+        for policy in [Policy::Dense, PROGRESSIVE, Policy::TopK(Budget::Fraction(0.3))] {
+            let alone: Vec<Vec<f32>> =
+                ALL.map(|i| step(&batch, &mut cache, &sequences, &[i], policy).out).to_vec();
+            for order in [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 1, 0, 3]] {
+                let together = step(&batch, &mut cache, &sequences, &order, policy);
+                for (place, &i) in order.iter().enumerate() {
+                    assert_eq!(
+                        together.out[place * row..][..row],
+                        alone[i],
+                        "{policy}, sequence {i} at {place}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let batch = Batch::random(SHAPE, &LENGTHS, 3);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits4);
+            [Policy::Dense, PROGRESSIVE].map(|policy| {
+                // Alone, the splits spread over the threads; together, the tasks do.
+                let alone = step(&batch, &mut cache, &sequences, &[4], policy).bits();
+                (alone, step(&batch, &mut cache, &sequences, &ALL, policy).bits())
+            })
+        })
+    };
+    let one = run(1);
+    for threads in [2, 3, 16] {
+        assert!(run(threads) == one, "{threads} threads");
+    }
+}
+
+#[test]
+fn vector_width_changes_no_bit() {
+    for dtype in [Dtype::F16, Dtype::Bf16] {
+        let batch = Batch::random(Shape { dtype, head_dim: 128, ..SHAPE }, &LENGTHS, 4);
+        for mirror in [Mirror::Bits2, Mirror::Bits4, Mirror::Box] {
+            let policy =
+                if mirror == Mirror::Box { Policy::Quest(Budget::Fraction(0.4)) } else { PROGRESSIVE };
+            let run = |isa: Isa| {
+                let device = Device::from_factory("cpu", move |spec| Ok(Box::new(Cpu::with_isa(spec, isa)?)));
+                let (mut cache, sequences) = batch.cache(&device, mirror);
+                step(&batch, &mut cache, &sequences, &ALL, policy).bits()
+            };
+            let portable = run(Isa::available()[0]);
+            for &isa in &Isa::available()[1..] {
+                assert!(run(isa) == portable, "{isa}, {dtype}, mirror {mirror}");
+            }
+        }
+    }
+}
+
+#[test]
+fn appending_in_pieces_gives_the_bits_of_one_append() {
+    let batch = Batch::random(SHAPE, &[333], 5);
+    let token = SHAPE.token_elements();
+    for device in [Device::cpu(), Device::reference()] {
+        let (mut whole, sequences) = batch.cache(&device, Mirror::Bits2);
+        let expected = step(&batch, &mut whole, &sequences, &[0], PROGRESSIVE).bits();
+        for piece in [1, 16, 17, 100] {
+            let mut cache = KvCache::new(&device, SHAPE, batch.config(Mirror::Bits2)).unwrap();
+            let sequence = cache.add_sequence().unwrap();
+            for from in (0..333).step_by(piece) {
+                let to = (from + piece).min(333);
+                let (k, v) =
+                    (batch.k[0].part(from * token, to * token), batch.v[0].part(from * token, to * token));
+                if piece == 1 {
+                    cache.append_batch(0, &[sequence], k, v).unwrap();
+                } else {
+                    cache.append(sequence, 0, k, v).unwrap();
+                }
+            }
+            assert_eq!(cache.len(sequence), Ok(333));
+            let got = step(&batch, &mut cache, &[sequence], &[0], PROGRESSIVE).bits();
+            assert!(got == expected, "pieces of {piece} on {}", device.name());
+        }
+    }
+}

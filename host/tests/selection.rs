@@ -1,0 +1,159 @@
+//! What is read: the same blocks on every backend, and as much as the policy promises.
+
+mod common;
+
+use common::{Batch, step};
+use psa::{Budget, Device, Dtype, Mirror, Path, Policy, Shape};
+
+const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 65, 130, 1000];
+
+fn policies(mirror: Mirror) -> Vec<Policy> {
+    match mirror {
+        Mirror::Box => vec![Policy::Quest(Budget::Fraction(0.3)), Policy::Quest(Budget::Blocks(5))],
+        _ => vec![
+            Policy::Dense,
+            Policy::TopK(Budget::Fraction(0.2)),
+            Policy::TopP { mass: 0.9 },
+            Policy::Progressive { mass: 0.5 },
+            Policy::Progressive { mass: 0.95 },
+            Policy::Oracle { mass: 0.9 },
+        ],
+    }
+}
+
+fn shapes() -> impl Iterator<Item = Shape> {
+    [64, 128].into_iter().flat_map(|head_dim| {
+        [Dtype::F16, Dtype::Bf16].into_iter().flat_map(move |dtype| {
+            [1, 3, 4, 8].into_iter().map(move |group| Shape {
+                layers: 1,
+                q_heads: 2 * group,
+                kv_heads: 2,
+                head_dim,
+                dtype,
+            })
+        })
+    })
+}
+
+/// How far f32 attention over the batch may be from f64: outputs, and natural logarithms.
+fn bounds(batch: &Batch) -> (f32, f32) {
+    let d = batch.shape.head_dim;
+    let values = |x: &common::Tensor| -> Vec<f32> {
+        x.rows().bits().iter().map(|&x| psa::widen(batch.shape.dtype, x)).collect()
+    };
+    let norm = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+    let longest = |tensors: &[common::Tensor]| {
+        tensors.iter().flat_map(|x| values(x).chunks(d).map(norm).collect::<Vec<_>>()).fold(0.0, f32::max)
+    };
+    let largest = batch.v.iter().flat_map(values).fold(0.0f32, |m, x| m.max(x.abs()));
+    // A score is d / 16 fused steps, 4 additions and 2 products of the query, each rounded to
+    // 2^-24, of terms whose magnitudes add up to at most |q| |k| / sqrt(d).
+    let score =
+        (d / 16 + 4 + 2) as f32 * 2f32.powi(-24) * longest(&batch.q) * longest(&batch.k) / (d as f32).sqrt();
+    // A weight: that, and two exp2 of 2e-7 (its own, its part's). A sum of at most 16 blocks of 16 tokens
+    // a split, rescaled each block, over at most 5 splits, then top-ups.
+    let weight = score + 4e-7;
+    let sum = (16 * 16 + 16 + 2 * 5 + 2 * 8) as f32 * 2f32.powi(-24);
+    (2.0 * (weight + sum) * largest, weight + sum + 1e-6)
+}
+
+#[test]
+fn cpu_reads_the_blocks_that_the_reference_reads() {
+    let all: Vec<usize> = (0..LENGTHS.len()).collect();
+    let (mut sparse, mut topped_up) = (0, 0);
+    for (seed, shape) in shapes().enumerate() {
+        let batch = Batch::random(shape, &LENGTHS, seed as u64);
+        let (out_bound, lse_bound) = bounds(&batch);
+        for mirror in [Mirror::Bits2, Mirror::Bits4, Mirror::Box] {
+            let (mut fast, fast_seqs) = batch.cache(&Device::cpu(), mirror);
+            let (mut plain, plain_seqs) = batch.cache(&Device::reference(), mirror);
+            for policy in policies(mirror) {
+                let what = format!("{shape:?}, mirror {mirror}, {policy}");
+                let a = step(&batch, &mut fast, &fast_seqs, &all, policy);
+                let b = step(&batch, &mut plain, &plain_seqs, &all, policy);
+                for (entry, tokens) in LENGTHS.iter().enumerate() {
+                    for head in 0..shape.kv_heads {
+                        let (x, y) = (a.plan.selection(0, entry, head), b.plan.selection(0, entry, head));
+                        assert_eq!(x.unwrap(), y.unwrap(), "{what}, {tokens} tokens");
+                    }
+                    for head in 0..shape.q_heads {
+                        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                        let (x, y) = (a.plan.log_mass(0, entry, head), b.plan.log_mass(0, entry, head));
+                        assert_eq!(x.map(bits), y.map(bits), "{what}, {tokens} tokens");
+                    }
+                }
+                for (x, y) in a.report.heads.iter().zip(&b.report.heads) {
+                    assert_eq!(
+                        (x.blocks_read, x.topups, x.path),
+                        (y.blocks_read, y.topups, y.path),
+                        "{what}"
+                    );
+                    assert!(x.mass.iter().zip(&y.mass).all(|(a, b)| (a - b).abs() < 1e-5), "{what}");
+                    sparse += (x.path == Path::Planned) as usize;
+                    topped_up += (x.path == Path::ToppedUp) as usize;
+                }
+                for (x, y) in a.out.iter().zip(&b.out) {
+                    assert!((x - y).abs() <= out_bound, "{what}: {x} and {y}, bound {out_bound:e}");
+                }
+                for (x, y) in a.lse.iter().zip(&b.lse) {
+                    assert!((x - y).abs() <= lse_bound, "{what}: lse {x} and {y}, bound {lse_bound:e}");
+                }
+            }
+        }
+    }
+    assert!(
+        sparse > 100 && topped_up > 20,
+        "{sparse} sparse plans, {topped_up} with top-ups: too few to mean much"
+    );
+}
+
+#[test]
+fn progressive_believes_its_mass_of_every_head_unless_everything_is_read() {
+    let shape = Shape { layers: 1, q_heads: 12, kv_heads: 3, head_dim: 64, dtype: Dtype::F16 };
+    let batch = Batch::random(shape, &[500, 1000, 1500], 77);
+    for mirror in [Mirror::Bits2, Mirror::Bits4] {
+        let (mut cache, sequences) = batch.cache(&Device::cpu(), mirror);
+        let mut previous = 0;
+        for mass in [0.3, 0.5, 0.8, 0.95, 0.99] {
+            let report =
+                step(&batch, &mut cache, &sequences, &[0, 1, 2], Policy::Progressive { mass }).report;
+            for head in &report.heads {
+                assert!(
+                    head.blocks_read == head.blocks_total || head.mass.iter().all(|&m| m >= mass - 1e-6),
+                    "{head:?}"
+                );
+                assert!(head.blocks_read >= 3 && head.blocks_read <= head.blocks_total);
+            }
+            assert!(report.blocks_read() > previous && report.blocks_read() < report.blocks_total());
+            previous = report.blocks_read();
+        }
+    }
+}
+
+#[test]
+fn the_oracle_reads_no_more_than_progressive() {
+    let shape = Shape { layers: 1, q_heads: 8, kv_heads: 2, head_dim: 64, dtype: Dtype::Bf16 };
+    let lengths = [300, 700, 1100];
+    for seed in 0..4 {
+        let batch = Batch::random(shape, &lengths, 900 + seed);
+        let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits2);
+        for mass in [0.6, 0.8, 0.95] {
+            let mut read =
+                |policy| step(&batch, &mut cache, &sequences, &[0, 1, 2], policy).report.blocks_read();
+            let (oracle, progressive) = (read(Policy::Oracle { mass }), read(Policy::Progressive { mass }));
+            assert!(oracle <= progressive, "oracle {oracle}, progressive {progressive} at {mass}");
+        }
+    }
+}
+
+#[test]
+fn forced_blocks_are_read_whatever_the_budget() {
+    let shape = Shape { layers: 1, q_heads: 2, kv_heads: 1, head_dim: 64, dtype: Dtype::F16 };
+    let batch = Batch::random(shape, &[1010], 5); // 64 blocks, the last 4 in the open group
+    let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits2);
+    let step = step(&batch, &mut cache, &sequences, &[0], Policy::TopK(Budget::Blocks(1)));
+    assert_eq!(step.plan.selection(0, 0, 0).unwrap(), [0, 60, 61, 62, 63]);
+    let head = &step.report.heads[0];
+    assert_eq!((head.blocks_read, head.blocks_total, head.path), (5, 64, Path::Planned));
+    assert_eq!(head.metadata_bytes, 15 * (64 * 4 + 64 * 16));
+}
