@@ -1,6 +1,7 @@
 //! Options that several commands share.
 
 use clap::Args;
+use kernels_gpu::layout::MAX_BLOCKS;
 use psa::{Forced, Mirror};
 
 use super::Backend;
@@ -18,10 +19,10 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "TOKENS", default_value = "64", value_parser = parse_quant_group)]
     pub quant_group: usize,
     /// First blocks of a sequence that are always read
-    #[arg(long, value_name = "BLOCKS", default_value_t = Forced::default().sink)]
+    #[arg(long, value_name = "BLOCKS", default_value_t = Forced::default().sink, value_parser = parse_forced)]
     pub sink: u32,
     /// Last blocks of a sequence that are always read, besides the open quantisation group
-    #[arg(long, value_name = "BLOCKS", default_value_t = Forced::default().recent)]
+    #[arg(long, value_name = "BLOCKS", default_value_t = Forced::default().recent, value_parser = parse_forced)]
     pub recent: u32,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
@@ -56,6 +57,13 @@ fn parse_quant_group(text: &str) -> Result<usize, String> {
     match text {
         "64" => Ok(64),
         _ => Err("not in this version; 64 tokens share a quantisation step".into()),
+    }
+}
+
+fn parse_forced(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(n) if n <= MAX_BLOCKS as u32 => Ok(n),
+        _ => Err(format!("use 0 to {MAX_BLOCKS}, the blocks of the longest context")),
     }
 }
 

@@ -73,7 +73,8 @@ pub fn run(field: &Field<'_>, progress: &Progress) -> Check {
         progress.say(&format!("the shipped PTX on the emulator: {}", names.join(", ")));
         let on = |device: &Device| {
             let device = device.clone();
-            let options = ReplayOptions { device, queries: Some(QUERIES), keep: true, ..field.options.clone() };
+            let options =
+                ReplayOptions { device, queries: Some(QUERIES), keep: true, ..field.options.clone() };
             evaluate(cases, field.scale, &entrants, &options, &|_| ())
         };
         match on(&cpu).and_then(|want| Ok((want, on(&emulator)?))) {

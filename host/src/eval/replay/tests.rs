@@ -28,8 +28,8 @@ fn records(cases: &[Case], scale: f32, entrants: &[(&str, Mirror)], options: &Re
 ///
 /// A score is a sum of D products, formed and added in f32, of operands scaled in f32: its error is at
 /// most (D + 3) u sum |q k|, u = 2^-24. exp2, the running maximum and the sums over tokens in f32 add a
-/// relative error of at most (n + 8) u for each weight, so weights are off by theta = e^(2 (score error)
-/// + (n + 8) u) - 1, and the output by at most 2 theta sum_t p_t |v_t| (once from the numerator, once
+/// relative error of at most (n + 8) u for each weight, so weights are off by theta, which is
+/// `e^(2 (score error) + (n + 8) u) - 1`, and the output by at most 2 theta sum_t p_t |v_t| (once from the numerator, once
 /// from the denominator). The file's f32 output adds u.
 fn dense_bound(case: &Case, scale: f64) -> f64 {
     let (d, u) = (case.head_dim, 2f64.powi(-24));

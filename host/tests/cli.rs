@@ -1,0 +1,266 @@
+//! The program as others run it: exit codes, what stands on stdout and on stderr.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use psa::traces::{self, Traces};
+
+const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/traces.safetensors");
+
+fn psa(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_psa")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<serde_json::Value> {
+    text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A folder of this test's own, removed when it ends.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Folder {
+        let path = std::env::temp_dir().join(format!("psa-cli-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Folder(path)
+    }
+
+    /// One bundled case, changed.
+    fn traces(&self, change: impl FnOnce(&mut Traces)) -> String {
+        let mut traces = Traces::load(Path::new(BUNDLED)).unwrap();
+        traces.cases.truncate(1);
+        change(&mut traces);
+        let file = self.0.join("changed.safetensors");
+        traces::write(&traces, &file).unwrap();
+        file.display().to_string()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn help_of_every_command_has_examples() {
+    for arguments in [&["--help"][..], &["demo", "--help"], &["eval", "--help"], &["info", "--help"]] {
+        let output = psa(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(text(&output.stdout).contains("Examples:\n  psa "), "{arguments:?}");
+    }
+}
+
+#[test]
+fn eval_prints_a_record_a_case_and_policy_and_then_one_over_all() {
+    let output = psa(&[
+        "eval",
+        "--traces",
+        BUNDLED,
+        "--policy",
+        "dense",
+        "--policy",
+        "quest:0.5",
+        "--queries",
+        "1",
+        "--json",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(output.stderr.is_empty(), "no progress without a terminal: {}", text(&output.stderr));
+    let records = json_lines(&output);
+    let names: Vec<String> = records.iter().map(|r| format!("{} {}", r["policy"], r["case"])).collect();
+    assert_eq!(records.len(), 2 * (8 + 1));
+    assert_eq!((names[0].as_str(), names[8].as_str()), ("\"dense\" \"case0\"", "\"dense\" \"all\""));
+    assert_eq!((names[9].as_str(), names[17].as_str()), ("\"quest:0.5\" \"case0\"", "\"quest:0.5\" \"all\""));
+    assert_eq!(records[8]["queries"], 8);
+    assert_eq!(records[8]["kv_fraction"], 1.0);
+    assert_eq!(records[8]["missed_mass"], serde_json::json!({"mean": 0.0, "p99": 0.0, "max": 0.0}));
+    assert_eq!(records[8]["certified_fraction"], serde_json::Value::Null);
+    assert_eq!(records[17]["kv_fraction"], 0.5);
+    assert!(records[17]["missed_mass"]["max"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn eval_is_a_table_with_units_without_json_and_tells_its_progress_on_request() {
+    let output = psa(&["eval", "--traces", BUNDLED, "--case", "case5", "--queries", "2", "--progress"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let table = text(&output.stdout);
+    for word in ["KV read %", "time ms", "dense", "progressive:0.95", "oracle:0.95", "case5", "all"] {
+        assert!(table.contains(word), "{word:?} not in\n{table}");
+    }
+    assert!(text(&output.stderr).contains("case5 done, 1 of 1"), "{}", text(&output.stderr));
+}
+
+/// The blocks read do not depend on who computes, and the emulator's schedule changes nothing.
+#[test]
+fn all_backends_read_the_same_blocks() {
+    let blocks = |backend: &str, seed: &str| {
+        let output = psa(&[
+            "eval",
+            "--traces",
+            BUNDLED,
+            "--case",
+            "case5",
+            "--queries",
+            "1",
+            "--policy",
+            "progressive:0.9",
+            "--mirror",
+            "4",
+            "--backend",
+            backend,
+            "--seed",
+            seed,
+            "--json",
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{backend}: {}", text(&output.stderr));
+        let record = json_lines(&output).remove(0);
+        assert_eq!(record["backend"], backend);
+        (record["blocks_read"].clone(), record["missed_mass"].clone())
+    };
+    let want = blocks("cpu", "0");
+    assert_eq!(blocks("reference", "0"), want);
+    assert_eq!(blocks("emulator", "0"), want);
+    assert_eq!(blocks("emulator", "7"), want);
+}
+
+#[test]
+fn bad_input_ends_with_2_and_says_what_to_do() {
+    let table: &[(&[&str], &[&str])] = &[
+        (&["eval"], &["--traces"]),
+        (&["eval", "--traces", "nowhere.safetensors"], &["nowhere.safetensors", "psa-traces-v1"]),
+        (
+            &["eval", "--traces", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")],
+            &["Cargo.json", "beside"],
+        ),
+        (&["eval", "--traces", BUNDLED, "--case", "case9"], &["\"case9\"", "case0, case1"]),
+        (
+            &["eval", "--traces", BUNDLED, "--policy", "certified:0.01"],
+            &["not in this version", "progressive:M"],
+        ),
+        (&["eval", "--traces", BUNDLED, "--policy", "top-k"], &["top-k:0.1 or top-k:64"]),
+        (&["eval", "--traces", BUNDLED, "--mirror", "8"], &["not in this version", "2, 4"]),
+        (&["eval", "--traces", BUNDLED, "--mirror", "box"], &["progressive:0.95", "2 or 4 bits"]),
+        (&["eval", "--traces", BUNDLED, "--unit", "32"], &["not in this version", "16 tokens"]),
+        (&["eval", "--traces", BUNDLED, "--quant-group", "32"], &["not in this version", "64 tokens"]),
+        (&["eval", "--traces", BUNDLED, "--recent", "9000"], &["0 to 8192"]),
+        (&["eval", "--traces", BUNDLED, "--queries", "0"], &["at least one query"]),
+        (&["eval", "--traces", BUNDLED, "--backend", "cuda"], &["not in this version", "emulator"]),
+        (&["eval", "--traces", BUNDLED, "--backend", "tpu"], &["cpu, emulator, cuda, reference"]),
+        (
+            &[
+                "eval",
+                "--traces",
+                BUNDLED,
+                "--backend",
+                "emulator",
+                "--policy",
+                "oracle:0.9",
+                "--queries",
+                "1",
+            ],
+            &["oracle:0.9 does not run on emulator", "use the cpu"],
+        ),
+        (&["demo", "--out", "/no/such/folder/x.svg"], &["/no/such/folder/x.svg", "--out"]),
+        (&["demo", "--traces", "nowhere.safetensors"], &["nowhere.safetensors"]),
+        (&["generate", "--prompt", "x"], &["unrecognized subcommand", "generate"]),
+        (&[], &["Usage", "demo", "eval", "info"]),
+    ];
+    for (arguments, words) in table {
+        let output = psa(arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+        assert!(output.stdout.is_empty(), "{arguments:?} prints to stdout");
+        for word in *words {
+            assert!(stderr.contains(word), "{arguments:?}: {word:?} not in: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn traces_that_contradict_themselves_are_refused_or_called_bad() {
+    let folder = Folder::new("contradict");
+    let file = folder.traces(|traces| traces.scale = 0.25);
+    let output = psa(&["eval", "--traces", &file]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("scale 0.25"), "{}", text(&output.stderr));
+
+    // Queries and keys agree with lse, but the outputs are of other values: the work is done, the answer bad.
+    let file = folder.traces(|traces| traces.cases[0].out.reverse());
+    let output = psa(&["eval", "--traces", &file, "--policy", "dense", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(json_lines(&output).len(), 2);
+    assert!(text(&output.stderr).contains("dense attention on case0"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_psa"))
+        .args(["eval", "--traces", BUNDLED, "--queries", "1", "--json", "--policy", "dense"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
+}
+
+#[test]
+fn demo_writes_its_picture_where_it_runs_and_checks_the_ptx() {
+    let folder = Folder::new("demo");
+    let file = folder.traces(|_| ());
+    let demo = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_psa"));
+        command.current_dir(&folder.0).args(["demo", "--traces", &file]).args(more).output().unwrap()
+    };
+    let output = demo(&[]);
+    assert_eq!(output.status.code(), Some(0), "{}{}", text(&output.stdout), text(&output.stderr));
+    let said = text(&output.stdout);
+    let claims = [
+        "12 of 12 decode steps read the CPU's blocks",
+        "OK: dense attention",
+        "Picture: psa-demo.svg",
+        "total %",
+    ];
+    for claim in claims {
+        assert!(said.contains(claim), "{claim:?} not in\n{said}");
+    }
+    let picture = std::fs::read_to_string(folder.0.join("psa-demo.svg")).unwrap();
+    assert!(picture.starts_with("<?xml") && picture.trim_end().ends_with("</svg>"));
+
+    let output = demo(&["--json", "--no-emulator", "--out", "other.svg"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let records = json_lines(&output);
+    let verdict = records.last().unwrap();
+    assert_eq!(verdict["dense_reproduces_recorded_outputs"], true);
+    assert_eq!(verdict["emulator"], serde_json::Value::Null);
+    assert_eq!(verdict["picture"], "other.svg");
+    assert!(folder.0.join("other.svg").exists());
+    let tuned = records.iter().filter(|record| record["tuned_to"] == "missed_mass.p99").count();
+    assert_eq!((records.len(), tuned), (7 + 3 + 1, 3));
+}
+
+#[test]
+fn info_names_devices_kernels_and_limits() {
+    let output = psa(&["info", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let info = json_lines(&output).remove(0);
+    let names: Vec<_> = info["devices"].as_array().unwrap().iter().map(|d| d["name"].clone()).collect();
+    assert_eq!(names, ["cpu", "reference", "emulator", "cuda"]);
+    let kernels = info["kernels"].as_array().unwrap();
+    assert_eq!(kernels.len(), kernels_gpu::kernels().len());
+    assert!(kernels.iter().all(|k| k["threads"].as_u64() > Some(0) && k["params"].is_array()));
+    assert_eq!(info["ptx"]["target"], "sm_80");
+    assert_eq!(info["limits"]["max_context_tokens"], 131_072);
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+
+    let output = psa(&["info"]);
+    for word in ["cpu", "not in this version", "attend", "131072 tokens"] {
+        assert!(text(&output.stdout).contains(word), "{word}");
+    }
+}
