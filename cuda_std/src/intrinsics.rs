@@ -8,7 +8,8 @@
 //! | `core_float_math` | `f32::mul_add` and rounding without std, in `float` |
 //!
 //! Everything convergent (barriers, shuffles, votes, matches, reductions, mma) is here and not in asm:
-//! LLVM knows these calls as convergent and neither sinks them into a branch nor duplicates them.
+//! LLVM knows these calls as convergent and neither sinks them into a branch nor duplicates them. To `mma`,
+//! which LLVM 22 does not declare convergent, and to collectives that exist in asm only, [`pin`] lends it.
 //! A misspelt name builds without an error and leaves an external call in the PTX; the lint of
 //! `psa-codegen` looks for `llvm.` in it.
 
@@ -148,4 +149,20 @@ unsafe extern "unadjusted" {
         c2: f32,
         c3: f32,
     ) -> F32x4;
+}
+
+/// Keeps the instruction beside it from being copied into two branches.
+///
+/// Inline asm and `mma` are not convergent for LLVM: between two branches on one condition it copies them into
+/// both arms (seen with `movmatrix`), where only some of the warp's lanes execute them. No pass copies a block
+/// that holds a convergent call, so each of them has this shuffle in front of it. The shuffle's operands are a
+/// pattern that nobody else writes; its result is unused; `psa_codegen::finish` deletes it, and refuses a text
+/// in which a collective has lost it. `any` is an operand of the instruction, so that no register is added.
+///
+/// # Safety
+/// All 32 lanes make this call.
+#[inline(always)]
+pub unsafe fn pin(any: u32) {
+    // SAFETY: the caller's contract. Lane and clamp are valid, so an unfinished text runs too.
+    let _ = unsafe { shfl_idx(u32::MAX, any, 21, 0x0a15) };
 }

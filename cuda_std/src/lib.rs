@@ -8,7 +8,31 @@
 //! on the host every device function exists with its signature and panics when called, and what is
 //! pure ([`half`], [`float::GpuFloat`]) works. Nothing on the device depends on another crate.
 //!
-//! Minimum everywhere, unless an item says more: sm_80, PTX ISA 7.8.
+//! Minimum everywhere, unless an item says more: sm_80, PTX ISA 7.8. `conformance/` runs every helper on the
+//! emulator and compares it with values computed independently.
+//!
+//! # Against rust-cuda
+//! Same names and signatures, with these exceptions. Vectors of indices are arrays. `shared_array!` gives a
+//! [`shared::SharedPtr`] (`.as_generic()` is the raw pointer of old). `profiler_counter` takes its event as a
+//! const. Matches of floats compare bits; atomic orderings and scopes are what they say. Not there: `print!` and
+//! the rest of `io`, the device heap, `float_ext` and libdevice `intrinsics`, `#[address_space]`,
+//! `#[externally_visible]`, trigonometry.
+//!
+//! # A kernel
+//! ```text
+//! #![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx, asm_experimental_arch))]
+//! use cuda_std::prelude::*;
+//!
+//! /// out[i] = x[i] * factor
+//! #[kernel(block = 128, instances(T in [bf16, f16]))]
+//! pub unsafe fn scale<T: Element>(x: *const T, factor: f32, out: *mut T, n: u32) {
+//!     let i = thread::index_1d();
+//!     if i < n {
+//!         unsafe { *out.add(i as usize) = T::from_f32((*x.add(i as usize)).to_f32() * factor) }
+//!     }
+//! }
+//! ```
+//! On the host, `scale::launch::<bf16>([n.div_ceil(128), 1, 1], scale::Args { x, factor, out, n })?` is the launch.
 
 #![cfg_attr(target_arch = "nvptx64", no_std)]
 #![cfg_attr(

@@ -2,8 +2,8 @@
 //!
 //! Each helper's documentation names its PTX and where it needs more than sm_80 and ISA 7.8. Collectives
 //! (`ldmatrix`, `movmatrix`, `mma`) are unsafe: all 32 lanes must execute them together. They are
-//! intrinsics where LLVM's signature can be written in Rust, and otherwise asm that is not `pure`, which
-//! no pass may sink into a branch.
+//! not `pure` where they are asm (no pass may sink them into a branch) and pinned (none may copy them into two):
+//! text with them must pass `psa_codegen::finish`, which removes the pins.
 
 mod async_copy;
 mod global;

@@ -11,6 +11,7 @@
 pub mod arithmetic;
 pub mod atomics;
 pub mod block;
+pub mod convergence;
 pub mod matrix;
 pub mod memory;
 pub mod warp;
@@ -22,7 +23,7 @@ pub const PTX: &str = include_str!("../ptx/conformance.ptx");
 /// Every kernel of this crate.
 #[cfg(not(target_arch = "nvptx64"))]
 pub fn kernels() -> Vec<&'static psa_codegen::KernelDescriptor> {
-    let families: [&'static [psa_codegen::KernelDescriptor]; 21] = [
+    let families: [&'static [psa_codegen::KernelDescriptor]; 23] = [
         &arithmetic::approximations::INSTANCES,
         &arithmetic::dots::INSTANCES,
         &arithmetic::from_halves::INSTANCES,
@@ -34,6 +35,8 @@ pub fn kernels() -> Vec<&'static psa_codegen::KernelDescriptor> {
         &block::barriers::INSTANCES,
         &block::clocks::INSTANCES,
         &block::positions::INSTANCES,
+        &convergence::used_by_one_lane::INSTANCES,
+        &convergence::between_branches::INSTANCES,
         &matrix::fragments::INSTANCES,
         &matrix::multiply::INSTANCES,
         &memory::address_spaces::INSTANCES,

@@ -28,8 +28,9 @@ macro_rules! ldmatrix {
         #[inline(always)]
         pub unsafe fn $name<T>(row: SharedPtr<T>) -> [u32; $count] {
             ldmatrix!(@declare $($r)*);
-            // SAFETY: the caller's contract. Convergent, hence not `pure`.
+            // SAFETY: the caller's contract. Convergent, hence not `pure`, and pinned.
             unsafe {
+                crate::intrinsics::pin(row.addr());
                 core::arch::asm!(
                     concat!($text, " {{", ldmatrix!(@outs $count), "}}, [", $address, "];"),
                     $(out(reg32) $r,)*
@@ -70,8 +71,9 @@ ldmatrix! {
 #[inline(always)]
 pub unsafe fn movmatrix_trans(word: u32) -> u32 {
     let d: u32;
-    // SAFETY: the caller's contract. Convergent, hence not `pure`.
+    // SAFETY: the caller's contract. Convergent, hence not `pure`, and pinned.
     unsafe {
+        crate::intrinsics::pin(word);
         core::arch::asm!(
             "movmatrix.sync.aligned.m8n8.trans.b16 {0}, {1};",
             out(reg32) d,
@@ -90,8 +92,9 @@ pub unsafe fn movmatrix_trans(word: u32) -> u32 {
 #[gpu_only]
 #[inline(always)]
 pub unsafe fn mma_m16n8k16_bf16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
-    // SAFETY: the caller's contract.
+    // SAFETY: the caller's contract. LLVM does not declare this intrinsic convergent, hence pinned.
     let d = unsafe {
+        crate::intrinsics::pin(a[0]);
         crate::intrinsics::mma_m16n8k16_bf16(a[0], a[1], a[2], a[3], b[0], b[1], c[0], c[1], c[2], c[3])
     };
     [d.0, d.1, d.2, d.3]
@@ -106,9 +109,10 @@ pub unsafe fn mma_m16n8k16_bf16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 
 #[inline(always)]
 pub unsafe fn mma_m16n8k16_f16(a: [u32; 4], b: [u32; 2], c: [f32; 4]) -> [f32; 4] {
     let (d0, d1, d2, d3): (f32, f32, f32, f32);
-    // SAFETY: the caller's contract. Convergent, hence not `pure`; LLVM's intrinsic wants vectors of its half
+    // SAFETY: the caller's contract. Convergent, hence not `pure`, and pinned; LLVM's intrinsic wants vectors of its half
     // type, which Rust cannot name here.
     unsafe {
+        crate::intrinsics::pin(a[0]);
         core::arch::asm!(
             "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{0}, {1}, {2}, {3}}}, {{{4}, {5}, {6}, {7}}}, {{{8}, {9}}}, {{{10}, {11}, {12}, {13}}};",
             out(reg32) d0, out(reg32) d1, out(reg32) d2, out(reg32) d3,

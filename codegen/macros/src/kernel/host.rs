@@ -176,8 +176,10 @@ fn args(family: &Family) -> TokenStream {
         quote! { #(#given)* #fallback }
     });
     let title = format!("The arguments of a launch of `{}`, one field per parameter.", family.name());
+    // Shapes, as `[batch]`, look like links to rustdoc.
     quote! {
         #[doc = #title]
+        #[allow(rustdoc::broken_intra_doc_links)]
         #[derive(Clone, Copy, Debug)]
         pub struct Args<#(#generics),*> {
             #(#docs pub #names: #types,)*
