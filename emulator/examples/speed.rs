@@ -30,7 +30,7 @@ fn measure(name: &str, body: &str) {
     for checks in [Checks::none(), Checks::all()] {
         let counters = checks != Checks::none();
         let mut device = Device::new(Options { checks, counters, ..Options::default() });
-        let run = || -> ptx_emulator::Result<f64> {
+        let mut run = || -> ptx_emulator::Result<f64> {
             let x = device.alloc_init(&[1; 512], "in")?;
             let o = device.alloc(512, "out")?;
             let config = LaunchConfig { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 4096 };

@@ -72,7 +72,7 @@ impl Default for Options {
         Options {
             seed: 0,
             checks: Checks::all(),
-            max_steps: 1 << 34,
+            max_steps: 1 << 28,
             sm: 80,
             resident_ctas: 16,
             counters: true,

@@ -24,6 +24,8 @@ use std::collections::HashMap;
 
 /// Instructions a group may run while others of its warp wait.
 const PATIENCE: u32 = 20_000;
+/// Instructions a group that was kept waiting may run before the others have their turn again.
+const GRACE: u32 = 1_000;
 /// Distinct findings kept.
 const MOST_FINDINGS: usize = 200;
 
@@ -70,6 +72,8 @@ struct Warp {
     groups: Vec<Group>,
     /// Group to run next, when another one was put behind it.
     turn: Option<usize>,
+    patience: u32,
+    grace: u32,
     local: Vec<u8>,
     local_known: Bits,
     pending: Vec<Pending>,
@@ -261,6 +265,8 @@ impl Machine<'_> {
                 pknown: vec![0; prog.preds as usize],
                 groups: Vec::with_capacity(8),
                 turn: None,
+                patience: PATIENCE,
+                grace: 0,
                 local: vec![0; local],
                 local_known: Bits::new(local),
                 pending: Vec::new(),
@@ -296,7 +302,7 @@ impl Machine<'_> {
             w.exited = 0;
             w.groups.clear();
             w.groups.push(Group { pc: 0, mask: w.exists, state: State::Ready, forced: false });
-            w.turn = None;
+            (w.turn, w.grace, w.patience) = (None, 0, PATIENCE);
             w.preds.fill(0);
             w.preds[P_TRUE as usize] = u32::MAX;
             if self.check_init {
@@ -473,10 +479,12 @@ impl Machine<'_> {
             moved = true;
             let alone = cta.warps[wi].groups.len() == 1;
             let Group { mut pc, mut mask, .. } = cta.warps[wi].groups[gi];
-            let mut patience = PATIENCE;
+            let favoured = cta.warps[wi].grace > 0;
             loop {
                 if budget == 0 {
-                    cta.warps[wi].groups[gi].pc = pc;
+                    let w = &mut cta.warps[wi];
+                    w.groups[gi].pc = pc;
+                    w.turn = favoured.then_some(gi);
                     break;
                 }
                 let inst = &self.insts[pc as usize];
@@ -529,6 +537,7 @@ impl Machine<'_> {
                         }
                         Flow::Exit => {
                             let w = &mut cta.warps[wi];
+                            w.grace = 0;
                             w.exited |= active;
                             cta.bar_event = true;
                             if active == mask {
@@ -540,6 +549,7 @@ impl Machine<'_> {
                             break;
                         }
                         Flow::Wait(state) => {
+                            cta.warps[wi].grace = 0;
                             let g = &mut cta.warps[wi].groups[gi];
                             g.state = state;
                             g.pc = pc;
@@ -580,15 +590,24 @@ impl Machine<'_> {
                         continue;
                     }
                 }
-                if behind {
+                if behind && !favoured {
                     break;
                 }
-                if waiting {
-                    patience -= 1;
-                    if patience == 0 {
+                if !waiting {
+                    continue;
+                }
+                if favoured {
+                    w.grace -= 1;
+                    if w.grace == 0 {
+                        break;
+                    }
+                } else {
+                    w.patience -= 1;
+                    if w.patience == 0 {
+                        w.patience = PATIENCE;
                         let n = w.groups.len();
-                        let other = (1..n).map(|k| (gi + k) % n).find(|&i| w.groups[i].state == State::Ready);
-                        w.turn = other;
+                        w.turn = (1..n).map(|k| (gi + k) % n).find(|&i| w.groups[i].state == State::Ready);
+                        w.grace = GRACE;
                         break;
                     }
                 }
@@ -598,6 +617,7 @@ impl Machine<'_> {
     }
 
     fn scatter(&mut self, w: &mut Warp, gi: usize, pc: u32, mask: u32, active: u32) {
+        w.grace = 0;
         let rest = mask & !active;
         let mut left = active;
         w.groups.swap_remove(gi);
