@@ -1,4 +1,4 @@
-//! The device compiler: finding it and turning kernels-gpu into PTX text.
+//! The device compiler: finding it and turning a device crate into PTX text.
 //!
 //! Stock rustc prints PTX itself when asked for assembly; no linker, CUDA toolkit or extra back end takes
 //! part. One module per build (`lto = "fat"`, one codegen unit), because a `global_asm!` of a dependency is
@@ -12,6 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::device_crates::DeviceCrate;
 use crate::error::{Error, Result};
 use crate::process;
 use crate::version::{CompilerVersion, OLDEST_DEVICE_COMPILER};
@@ -21,9 +22,6 @@ use crate::workspace::Workspace;
 pub const TARGET: &str = "nvptx64-nvidia-cuda";
 /// Flags of the device build; part of what the PTX depends on.
 pub const RUSTFLAGS: &str = "-Ctarget-cpu=sm_80 -Ctarget-feature=+ptx78 -Zmir-enable-passes=-JumpThreading";
-
-const PACKAGE: &str = "psa-kernels-gpu";
-const LIBRARY: &str = "kernels_gpu";
 
 /// A compiler that can build the kernels.
 #[derive(Debug, Clone)]
@@ -81,21 +79,21 @@ impl DeviceCompiler {
         command
     }
 
-    /// Builds kernels-gpu and returns the compiler's PTX text, unfinished.
-    pub fn build(&self, workspace: &Workspace) -> Result<String> {
+    /// Builds a device crate and returns the compiler's PTX text, unfinished.
+    pub fn build(&self, workspace: &Workspace, krate: &DeviceCrate) -> Result<String> {
         let target_dir = workspace.device_target();
         let profile_dir = target_dir.join(TARGET).join("device");
-        forget_last_build(&profile_dir)?;
+        forget_last_build(&profile_dir, krate)?;
         let mut command = self.cargo();
         command
             .current_dir(workspace.root())
             .env("CARGO_TARGET_DIR", &target_dir)
             .env("CARGO_TARGET_NVPTX64_NVIDIA_CUDA_RUSTFLAGS", RUSTFLAGS)
-            .args(["rustc", "--locked", "-p", PACKAGE, "--lib", "--crate-type", "cdylib"])
+            .args(["rustc", "--locked", "-p", krate.package, "--lib", "--crate-type", "cdylib"])
             .args(["--profile", "device", "-Zbuild-std=core", "--target", TARGET])
             .args(["--", "--emit=asm", "-Clinker=/bin/true"]);
         process::run(&mut command, "fix the errors above; `cargo xtask doctor` shows the compiler in use")?;
-        let built = assembly_files(&profile_dir.join("deps"))?;
+        let built = assembly_files(&profile_dir.join("deps"), krate.library)?;
         match built.as_slice() {
             [one] => fs::read_to_string(one).map_err(Error::io("read", one)),
             others => Err(Error::BadPtx(format!(
@@ -132,14 +130,14 @@ fn usable(rustc: &Path) -> Option<CompilerVersion> {
     sources.is_file().then_some(version)
 }
 
-fn assembly_files(deps: &Path) -> Result<Vec<PathBuf>> {
+fn assembly_files(deps: &Path, library: &str) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !deps.is_dir() {
         return Ok(found);
     }
     for entry in fs::read_dir(deps).map_err(Error::io("list", deps))? {
         let path = entry.map_err(Error::io("list", deps))?.path();
-        let ours = path.file_stem().is_some_and(|stem| stem.to_string_lossy().starts_with(LIBRARY));
+        let ours = path.file_stem().is_some_and(|stem| stem.to_string_lossy().starts_with(library));
         if ours && path.extension().is_some_and(|extension| extension == "s") {
             found.push(path);
         }
@@ -148,8 +146,8 @@ fn assembly_files(deps: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Removes the last `.s` and cargo's record of the kernel crate, so that exactly this crate is built anew.
-fn forget_last_build(profile_dir: &Path) -> Result<()> {
-    for path in assembly_files(&profile_dir.join("deps"))? {
+fn forget_last_build(profile_dir: &Path, krate: &DeviceCrate) -> Result<()> {
+    for path in assembly_files(&profile_dir.join("deps"), krate.library)? {
         fs::remove_file(&path).map_err(Error::io("remove", &path))?;
     }
     let records = profile_dir.join(".fingerprint");
@@ -158,7 +156,7 @@ fn forget_last_build(profile_dir: &Path) -> Result<()> {
     }
     for entry in fs::read_dir(&records).map_err(Error::io("list", &records))? {
         let path = entry.map_err(Error::io("list", &records))?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(PACKAGE)) {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(krate.package)) {
             fs::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
         }
     }

@@ -5,6 +5,7 @@
 
 mod demo;
 mod device;
+mod device_crates;
 mod doctor;
 mod error;
 mod pipeline;

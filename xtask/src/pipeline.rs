@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use psa_codegen::{LintOptions, Manifest};
+use psa_codegen::Manifest;
 
+use crate::device_crates::DeviceCrate;
 use crate::error::{Error, Result};
 
 /// Findings shown before the rest is only counted.
@@ -24,10 +25,15 @@ pub struct Finished {
 }
 
 /// Finishes and lints the compiler's text. `sources`: hash of each input by its path.
-pub fn finish(raw: &str, compiler: &str, sources: BTreeMap<String, String>) -> Result<Finished> {
+pub fn finish(
+    raw: &str,
+    krate: &DeviceCrate,
+    compiler: &str,
+    sources: BTreeMap<String, String>,
+) -> Result<Finished> {
     let ptx = psa_codegen::finish(raw).map_err(|error| Error::BadPtx(error.to_string()))?;
-    let kernels = kernels_gpu::kernels();
-    let findings = psa_codegen::lint(&ptx, &kernels, &LintOptions::default());
+    let kernels = (krate.kernels)();
+    let findings = psa_codegen::lint(&ptx, &kernels, &(krate.lint_options)());
     let manifest = Manifest::new(&ptx, &kernels, env!("CARGO_PKG_VERSION"), compiler, sources)
         .and_then(|manifest| manifest.to_json())
         .map_err(|error| Error::BadPtx(error.to_string()))?;
@@ -53,11 +59,12 @@ fn list(findings: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device_crates::KERNELS;
 
     #[test]
     fn a_text_without_the_kernels_is_not_shipped() {
         let raw = ".version 7.8\n.target sm_80\n.address_size 64\n";
-        let finished = finish(raw, "rustc 1", BTreeMap::new()).expect("a module, if an empty one");
+        let finished = finish(raw, &KERNELS, "rustc 1", BTreeMap::new()).expect("a module, if an empty one");
         let first = kernels_gpu::kernels().first().map(|kernel| kernel.name);
         if let Some(name) = first {
             let findings = finished.findings.expect("kernels are missing");
@@ -67,7 +74,8 @@ mod tests {
 
     #[test]
     fn a_text_that_is_no_module_is_refused() {
-        let error = finish(".visible .entry a()\n{\n", "rustc 1", BTreeMap::new()).expect_err("cut short");
+        let error =
+            finish(".visible .entry a()\n{\n", &KERNELS, "rustc 1", BTreeMap::new()).expect_err("cut short");
         assert_eq!(error.exit_code(), 1);
     }
 

@@ -1,7 +1,8 @@
-//! `build-ptx`: from the kernels' sources to the committed PTX and its manifest, or the check that both agree.
+//! `build-ptx`: from the device crates' sources to the committed PTX and manifests, or the check that both
+//! agree.
 //!
 //! The compiler's text is finished (launch bounds moved into place), linted against the descriptors of the
-//! host build, and written to kernels-gpu/ptx with a manifest that names compiler, sources and text by hash.
+//! host build, and written to the crate's `ptx/` with a manifest that names compiler, sources and text by hash.
 //!
 //! Trap: two compilers print different text for the same sources. The check therefore compares text only
 //! when the compiler is the one in the manifest, and the hash of the sources always.
@@ -14,21 +15,11 @@ use psa_codegen::Manifest;
 use psa_codegen::manifest::{combined_sha256, sha256};
 
 use crate::device::{self, DeviceCompiler};
+use crate::device_crates::{CONFORMANCE, DeviceCrate, KERNELS};
 use crate::error::{Error, Result};
 use crate::pipeline;
 use crate::ptxas;
 use crate::workspace::Workspace;
-
-/// What the PTX is made from, beside the build's flags and profile: files, and folders with all that is
-/// below. The macros and the finishing steps are part of it.
-const SOURCES: [&str; 6] = [
-    "kernels-gpu/src",
-    "kernels-gpu/Cargo.toml",
-    "cuda_std/src",
-    "cuda_std/Cargo.toml",
-    "codegen/src",
-    "codegen/macros/src",
-];
 
 /// The flags of `build-ptx`.
 #[derive(Debug, Clone, Copy)]
@@ -52,59 +43,67 @@ pub struct Product {
     pub sources: BTreeMap<String, String>,
 }
 
-/// Runs `build-ptx`.
+/// Runs `build-ptx` for every device crate.
 pub fn build_ptx(workspace: &Workspace, options: Options) -> Result<()> {
     if options.verify {
         // Before the long part.
         ptxas::find(workspace)?;
     }
     let compiler = DeviceCompiler::find().ok_or_else(device::missing)?;
-    eprintln!("==> device build with {} ({})", compiler.version.identity, compiler.place);
+    for krate in [&KERNELS, &CONFORMANCE] {
+        build_crate(workspace, krate, &compiler, options.check)?;
+    }
+    if options.verify {
+        ptxas::verify(workspace, &workspace.root().join(KERNELS.ptx_path()))?;
+    }
+    Ok(())
+}
+
+fn build_crate(
+    workspace: &Workspace,
+    krate: &DeviceCrate,
+    compiler: &DeviceCompiler,
+    check: bool,
+) -> Result<()> {
+    eprintln!("==> device build of {} with {} ({})", krate.folder, compiler.version.identity, compiler.place);
     // Before the build: a file saved meanwhile is then a difference, not a hash of what was not compiled.
-    let sources = source_hashes(workspace.root())?;
-    let raw = compiler.build(workspace)?;
-    let finished = pipeline::finish(&raw, &compiler.version.identity, sources.clone())?;
+    let sources = source_hashes(workspace.root(), krate)?;
+    let raw = compiler.build(workspace, krate)?;
+    let finished = pipeline::finish(&raw, krate, &compiler.version.identity, sources.clone())?;
     if let Some(findings) = finished.findings {
         let rejected = workspace.device_target().join("rejected.ptx");
         write(&rejected, &finished.ptx)?;
         return Err(Error::BadPtx(format!(
-            "{findings}\n  remedy: the lines are those of {}; kernels-gpu/ptx is as it was",
-            workspace.show(&rejected)
+            "{findings}\n  remedy: the lines are those of {}; {}/ptx is as it was",
+            workspace.show(&rejected),
+            krate.folder
         )));
     }
     let built = Product {
         ptx: finished.ptx,
         manifest: finished.manifest,
-        compiler: compiler.version.identity,
+        compiler: compiler.version.identity.clone(),
         sources,
     };
-
-    if options.check {
-        let committed_ptx = read(&workspace.ptx())?;
-        let committed_manifest = read(&workspace.manifest())?;
-        match compare(&committed_ptx, &committed_manifest, &built)? {
-            Agreement::SameText => {
-                println!("kernels-gpu/ptx is what the sources give ({})", built.compiler);
-            }
-            Agreement::SameSources { committed } => println!(
-                "kernels-gpu/ptx was made from these sources. Text not compared: it was made by {committed}, \
-                 this machine has {}",
-                built.compiler
-            ),
-        }
-    } else {
-        write(&workspace.ptx(), &built.ptx)?;
-        write(&workspace.manifest(), &built.manifest)?;
+    let (ptx, manifest) = (krate.ptx_path(), krate.manifest_path());
+    let in_workspace = |path: &str| workspace.root().join(path);
+    if !check {
+        write(&in_workspace(&ptx), &built.ptx)?;
+        write(&in_workspace(&manifest), &built.manifest)?;
         println!(
-            "wrote {} ({} kernels, {} KB) and {}",
-            workspace.show(&workspace.ptx()),
+            "wrote {ptx} ({} kernels, {} KB) and {manifest}",
             built.ptx.matches(".visible .entry").count(),
             built.ptx.len().div_ceil(1000),
-            workspace.show(&workspace.manifest())
         );
+        return Ok(());
     }
-    if options.verify {
-        ptxas::verify(workspace, &workspace.ptx())?;
+    match compare(krate, &read(&in_workspace(&ptx))?, &read(&in_workspace(&manifest))?, &built)? {
+        Agreement::SameText => println!("{ptx} is what the sources give ({})", built.compiler),
+        Agreement::SameSources { committed } => println!(
+            "{ptx} was made from these sources. Text not compared: it was made by {committed}, this machine \
+             has {}",
+            built.compiler
+        ),
     }
     Ok(())
 }
@@ -122,27 +121,33 @@ pub enum Agreement {
 }
 
 /// Compares the committed files with what was just built.
-pub fn compare(committed_ptx: &str, committed_manifest: &str, built: &Product) -> Result<Agreement> {
+pub fn compare(
+    krate: &DeviceCrate,
+    committed_ptx: &str,
+    committed_manifest: &str,
+    built: &Product,
+) -> Result<Agreement> {
+    let (ptx_path, manifest_path) = (krate.ptx_path(), krate.manifest_path());
     let stale = |text: String| Err(Error::Stale(text));
     let manifest = match Manifest::from_json(committed_manifest) {
         Ok(manifest) => manifest,
-        Err(error) => return stale(format!("kernels-gpu/ptx/manifest.json: {error}")),
+        Err(error) => return stale(format!("{manifest_path}: {error}")),
     };
     let same_compiler = manifest.compiler == built.compiler;
     if same_compiler && let Some(difference) = first_difference(committed_ptx, &built.ptx) {
-        return stale(format!("kernels-gpu/ptx/psa_kernels.ptx is not what the sources give: {difference}"));
+        return stale(format!("{ptx_path} is not what the sources give: {difference}"));
     }
     let text_hash = sha256(committed_ptx.as_bytes());
     if manifest.ptx_sha256 != text_hash {
         return stale(format!(
-            "kernels-gpu/ptx/psa_kernels.ptx is not the file its manifest describes: sha256 is {text_hash}, \
+            "{ptx_path} is not the file its manifest describes: sha256 is {text_hash}, \
              the manifest says {}",
             manifest.ptx_sha256
         ));
     }
     if manifest.sources_sha256 != combined_sha256(&built.sources) || manifest.sources != built.sources {
         return stale(format!(
-            "kernels-gpu/ptx was made from other sources; different now: {}",
+            "{ptx_path} was made from other sources; different now: {}",
             changed(&manifest.sources, &built.sources)
         ));
     }
@@ -150,9 +155,7 @@ pub fn compare(committed_ptx: &str, committed_manifest: &str, built: &Product) -
         return Ok(Agreement::SameSources { committed: manifest.compiler });
     }
     match first_difference(committed_manifest, &built.manifest) {
-        Some(difference) => {
-            stale(format!("kernels-gpu/ptx/manifest.json is not what the sources give: {difference}"))
-        }
+        Some(difference) => stale(format!("{manifest_path} is not what the sources give: {difference}")),
         None => Ok(Agreement::SameText),
     }
 }
@@ -196,9 +199,9 @@ fn first_difference(committed: &str, built: &str) -> Option<String> {
 }
 
 /// The hash of every source file by its path, and those of the flags and of the device profile.
-pub fn source_hashes(root: &Path) -> Result<BTreeMap<String, String>> {
+pub fn source_hashes(root: &Path, krate: &DeviceCrate) -> Result<BTreeMap<String, String>> {
     let mut files = Vec::new();
-    for source in SOURCES {
+    for source in krate.sources {
         collect(&root.join(source), &mut files)?;
     }
     let mut hashes = BTreeMap::new();
@@ -278,14 +281,14 @@ mod tests {
     #[test]
     fn the_same_build_agrees() {
         let built = product("rustc 1", PTX, "s1");
-        assert_eq!(compare(PTX, &built.manifest, &built).expect("agrees"), Agreement::SameText);
+        assert_eq!(compare(&KERNELS, PTX, &built.manifest, &built).expect("agrees"), Agreement::SameText);
     }
 
     #[test]
     fn changed_text_is_stale_and_the_first_difference_is_shown() {
         let old = product("rustc 1", PTX, "s1");
         let new = product("rustc 1", &PTX.replace("entry a", "entry b"), "s2");
-        let error = compare(&old.ptx, &old.manifest, &new).expect_err("stale");
+        let error = compare(&KERNELS, &old.ptx, &old.manifest, &new).expect_err("stale");
         let text = error.to_string();
         assert!(
             text.contains("line 3") && text.contains("entry a()") && text.contains("entry b()"),
@@ -298,7 +301,7 @@ mod tests {
     fn another_compiler_with_other_text_agrees_if_the_sources_do() {
         let old = product("rustc 1", PTX, "s1");
         let new = product("rustc 2", &PTX.replace("entry a", "entry b"), "s1");
-        let agreement = compare(&old.ptx, &old.manifest, &new).expect("agrees");
+        let agreement = compare(&KERNELS, &old.ptx, &old.manifest, &new).expect("agrees");
         assert_eq!(agreement, Agreement::SameSources { committed: "rustc 1".into() });
     }
 
@@ -306,7 +309,7 @@ mod tests {
     fn another_compiler_does_not_hide_stale_sources_and_they_are_named() {
         let old = product("rustc 1", PTX, "s1");
         let new = product("rustc 2", PTX, "s2");
-        let text = compare(&old.ptx, &old.manifest, &new).expect_err("stale").to_string();
+        let text = compare(&KERNELS, &old.ptx, &old.manifest, &new).expect_err("stale").to_string();
         assert!(text.contains("a.rs") && !text.contains("b.rs"), "{text}");
     }
 
@@ -314,7 +317,7 @@ mod tests {
     fn sources_that_change_without_changing_the_text_are_stale() {
         let old = product("rustc 1", PTX, "s1");
         let new = product("rustc 1", PTX, "s2");
-        assert!(compare(&old.ptx, &old.manifest, &new).is_err());
+        assert!(compare(&KERNELS, &old.ptx, &old.manifest, &new).is_err());
     }
 
     #[test]
@@ -331,7 +334,7 @@ mod tests {
         let edited = PTX.replace("sm_80", "sm_90");
         for compiler in ["rustc 1", "rustc 2"] {
             let built = product(compiler, PTX, "s1");
-            assert!(compare(&edited, &old.manifest, &built).is_err(), "{compiler}");
+            assert!(compare(&KERNELS, &edited, &old.manifest, &built).is_err(), "{compiler}");
         }
     }
 
@@ -341,7 +344,7 @@ mod tests {
         let edited = built.manifest.replace("\"0.1.0\"", "\"0.2.0\"");
         assert_ne!(edited, built.manifest);
         for manifest in [edited.as_str(), "{", ""] {
-            let error = compare(PTX, manifest, &built).expect_err(manifest);
+            let error = compare(&KERNELS, PTX, manifest, &built).expect_err(manifest);
             assert_eq!(error.exit_code(), 1);
         }
     }
@@ -363,18 +366,24 @@ mod tests {
             fs::write(path, text).expect("written");
         };
         put("Cargo.toml", "[profile.device]\nopt-level = 3\n\n[profile.dev]\nx = 1\n");
-        for source in SOURCES {
-            put(&if source.ends_with("src") { format!("{source}/lib.rs") } else { source.to_owned() }, "1");
+        for source in KERNELS.sources {
+            put(
+                &if source.ends_with("src") { format!("{source}/lib.rs") } else { (*source).to_owned() },
+                "1",
+            );
         }
-        let hash = || source_hashes(&root).expect("a hash");
+        let hash = || source_hashes(&root, &KERNELS).expect("a hash");
         let mut seen = vec![hash()];
         assert_eq!(seen[0], hash());
         put("Cargo.toml", "[profile.device]\n# why\nopt-level = 3\n[profile.dev]\nx = 2\n");
         assert_eq!(seen[0], hash(), "other profiles and comments do not matter");
         put("Cargo.toml", "[profile.device]\nopt-level = 2\n");
         seen.push(hash());
-        for source in SOURCES {
-            put(&if source.ends_with("src") { format!("{source}/lib.rs") } else { source.to_owned() }, "2");
+        for source in KERNELS.sources {
+            put(
+                &if source.ends_with("src") { format!("{source}/lib.rs") } else { (*source).to_owned() },
+                "2",
+            );
             seen.push(hash());
         }
         put("kernels-gpu/src/new/tests.rs", "");

@@ -2,7 +2,7 @@
 //!
 //! One file a part of the library; a kernel reads inputs, calls helpers and writes what they gave, word by
 //! word, for a test to compare with values computed independently. `ptx/conformance.ptx` is this crate's
-//! device build (`build.sh`); the tests in `tests/` run it on the emulator, so they need no device
+//! device build (`cargo xtask build-ptx`); the tests in `tests/` run it on the emulator, so they need no device
 //! compiler.
 
 #![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx, asm_experimental_arch))]

@@ -6,7 +6,7 @@ use psa_cuda_std_conformance::{PTX, kernels, lint_options};
 fn the_ptx_has_these_kernels_and_nothing_the_lint_forbids() {
     let findings = psa_codegen::lint(PTX, &kernels(), &lint_options());
     let text: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
-    assert!(findings.is_empty(), "{text}run cuda_std/conformance/build.sh");
+    assert!(findings.is_empty(), "{text}run `cargo xtask build-ptx`");
     assert!(kernels().len() >= 28);
 }
 
