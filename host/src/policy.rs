@@ -240,16 +240,16 @@ impl Mirror {
     }
 
     /// The estimated mass p0 up to which the first pass of `progressive` reads when the exact mass is to
-    /// reach `mass` = p. Measured on the bundled traces at p = .95, chunks of 8: share of steps that top up,
-    /// and KV read.
+    /// reach `mass` = p: `p + (1 - p) / 5` with 2 bits, p with 4. Measured on the bundled traces at p = .95
+    /// (chunks of 8; share of steps that top up, and KV read):
     ///
-    /// | mirror | p0 | top-ups | KV read |
-    /// |---|---|---|---|
-    /// | 2 bit | .90 | .99 | .325 |
-    /// | 2 bit | .93 | .98 | .325 |
-    /// | 2 bit | .95 | .94 | .326 |
-    /// | 2 bit | **.96** = p + (1 - p) / 5 | .37 | .325 |
-    /// | 4 bit | **.95** = p | .22 | .283 |
+    /// | p0 | 2 bits: top-ups, KV | 4 bits: top-ups, KV |
+    /// |---|---|---|
+    /// | .90 | .99, .325 | .93, .291 |
+    /// | .93 | .98, .325 | .90, .290 |
+    /// | .95 | .95, .326 | **.24, .284** |
+    /// | .96 | **.51, .325** | .00, .302 |
+    /// | .97 | .23, .347 | .00, .334 |
     ///
     /// `real_traces_read_what_the_prototype_read` would notice a change.
     pub fn predicted_mass(self, mass: f32) -> f32 {

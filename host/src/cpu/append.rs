@@ -4,14 +4,15 @@
 
 use super::by_format;
 use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 use crate::backend::AppendStep;
 use crate::element::Format;
 use crate::pool::Tables;
-use crate::reference::append::mirror_page;
 use crate::store::{HeadView, HostStore};
 use half::f16;
 use kernels_gpu::layout::{
-    BLOCK, BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, full_groups, plane_offset, plane_row_bytes, step_offset,
+    BLOCK, BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, box_offset, full_groups, plane_offset, plane_row_bytes,
+    step_offset,
 };
 use kernels_gpu::numeric::{quantise, quantiser_range};
 use rayon::prelude::*;
@@ -40,14 +41,13 @@ pub(super) fn append(isa: Isa, store: &mut HostStore, tables: &Tables, step: &Ap
         .into_par_iter()
         .map(|(b, h, row, group)| {
             let view = finished.view(tables, step.seqs[b] as usize, step.layer, h, step.lens[b] as usize);
-            let page = match view.mirror_kind() {
+            let mut page = vec![0; view.mirror_kind().page_bytes(d)];
+            match view.mirror_kind() {
                 MirrorKind::Planes(planes) => {
-                    let mut page = vec![0; view.mirror_kind().page_bytes(d)];
                     by_format!(view, write_planes(isa, &view, group, planes as usize, &mut page));
-                    page
                 }
-                MirrorKind::Box => mirror_page(&view, group),
-            };
+                MirrorKind::Box => by_format!(view, write_boxes(isa, &view, group, &mut page)),
+            }
             (tables.pages(row)[group], page)
         })
         .collect();
@@ -62,7 +62,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn write_planes_body<F: Format, const D: usize>(
+fn write_planes_body<L: Lanes, F: Format, const D: usize>(
     view: &HeadView<'_>,
     group: usize,
     planes: usize,
@@ -107,6 +107,30 @@ fn write_planes_body<F: Format, const D: usize>(
                 *byte = (0..4)
                     .fold(0, |byte, j| byte | ((codes[16 * w + 4 * j + i] >> shift & 3) as u8) << (2 * j));
             }
+        }
+    }
+}
+
+per_isa! {
+    fn write_boxes[F: Format, const D: usize][F, D](view: &HeadView<'_>, group: usize, page: &mut [u8])
+        = write_boxes_body;
+}
+
+#[inline(always)]
+fn write_boxes_body<L: Lanes, F: Format, const D: usize>(view: &HeadView<'_>, group: usize, page: &mut [u8]) {
+    for block in 0..BLOCKS_PER_GROUP {
+        let keys = view.block_keys(group * BLOCKS_PER_GROUP + block).as_chunks::<D>().0;
+        let (mut min, mut max) = (keys[0], keys[0]);
+        for key in &keys[1..] {
+            for c in 0..D {
+                min[c] = if F::widen(key[c]) < F::widen(min[c]) { key[c] } else { min[c] };
+                max[c] = if F::widen(key[c]) > F::widen(max[c]) { key[c] } else { max[c] };
+            }
+        }
+        let bounds = page[box_offset(D, block)..][..4 * D].as_chunks_mut::<2>().0;
+        for c in 0..D {
+            bounds[c] = min[c].to_le_bytes();
+            bounds[D + c] = max[c].to_le_bytes();
         }
     }
 }

@@ -5,7 +5,8 @@
 //!
 //! Trap: tokens beyond the length are zeros here, never what lies in their slot, which may be NaN.
 
-use super::isa::{per_isa, tree_max, tree_sum};
+use super::isa::per_isa;
+use super::lanes::Lanes;
 use super::{Queries, Step, by_format};
 use crate::element::Format;
 use crate::store::HeadView;
@@ -61,7 +62,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn add_blocks_body<F: Format, const D: usize>(
+fn add_blocks_body<L: Lanes, F: Format, const D: usize>(
     view: &HeadView<'_>,
     queries: Queries<'_>,
     order: &[u32],
@@ -77,21 +78,21 @@ fn add_blocks_body<F: Format, const D: usize>(
 
         widen_rows::<F, D>(view.block_keys(block as usize), &mut rows);
         for (g, q) in queries.iter().enumerate() {
-            let mut scores = [f32::NEG_INFINITY; BLOCK];
-            for (score, key) in scores.iter_mut().zip(&rows) {
-                *score = finite_score(dot(q, key));
+            let mut scores = L::dots(q, &rows);
+            for score in &mut scores {
+                *score = finite_score(*score);
             }
             for score in &mut scores[visible..] {
                 *score = f32::NEG_INFINITY;
             }
-            let top = tree_max(scores);
+            let top = L::max(scores);
             let m = if top > part.m[g] { top } else { part.m[g] };
             let rescale = exp2(part.m[g] - m);
             for t in 0..BLOCK {
                 weights[g][t] = exp2(scores[t] - m);
             }
             part.m[g] = m;
-            part.l[g] = fma(part.l[g], rescale, tree_sum(weights[g]));
+            part.l[g] = fma(part.l[g], rescale, L::sum(weights[g]));
             for o in &mut outputs[g] {
                 *o *= rescale;
             }
@@ -125,15 +126,4 @@ fn widen_rows<F: Format, const D: usize>(bits: &[u16], rows: &mut [[f32; D]; BLO
     for row in &mut rows[bits.len()..] {
         *row = [0.0; D];
     }
-}
-
-#[inline(always)]
-fn dot<const D: usize>(a: &[f32; D], b: &[f32; D]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for c in (0..D).step_by(16) {
-        for l in 0..16 {
-            lanes[l] = fma(a[c + l], b[c + l], lanes[l]);
-        }
-    }
-    tree_sum(lanes)
 }

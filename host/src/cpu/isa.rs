@@ -67,13 +67,15 @@ impl fmt::Display for Isa {
 }
 
 /// `fn name [generics] [arguments of the body's generics] (parameters) -> result = body;` defines `name`,
-/// with an [`Isa`] before the parameters, which calls `body` compiled for that level.
+/// with an [`Isa`] before the parameters, which calls `body` compiled for that level. The body's first generic
+/// is the level's `Lanes`.
 macro_rules! per_isa {
     ($(#[$meta:meta])* $vis:vis fn $name:ident [$($gen:tt)*] [$($arg:tt)*]
      ($($p:ident: $t:ty),* $(,)?) $(-> $r:ty)? = $body:ident;) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments)]
         $vis fn $name<$($gen)*>(isa: $crate::cpu::isa::Isa, $($p: $t),*) $(-> $r)? {
+            use $crate::cpu::lanes;
             #[cfg(target_arch = "x86_64")]
             {
                 use $crate::cpu::isa::Level;
@@ -81,12 +83,12 @@ macro_rules! per_isa {
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2<$($gen)*>($($p: $t),*) $(-> $r)? {
-                    $body::<$($arg)*>($($p),*)
+                    $body::<lanes::Avx2, $($arg)*>($($p),*)
                 }
                 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512<$($gen)*>($($p: $t),*) $(-> $r)? {
-                    $body::<$($arg)*>($($p),*)
+                    $body::<lanes::Avx512, $($arg)*>($($p),*)
                 }
                 match isa.level() {
                     // SAFETY: an `Isa` of this level exists only where the features were detected.
@@ -98,30 +100,8 @@ macro_rules! per_isa {
             }
             #[cfg(not(target_arch = "x86_64"))]
             let _ = isa;
-            $body::<$($arg)*>($($p),*)
+            $body::<lanes::Portable, $($arg)*>($($p),*)
         }
     };
 }
 pub(crate) use per_isa;
-
-/// Sum of 16 lanes, pairwise at distance 8, 4, 2, 1.
-#[inline(always)]
-pub(crate) fn tree_sum(mut x: [f32; 16]) -> f32 {
-    for distance in [8, 4, 2, 1] {
-        for i in 0..distance {
-            x[i] += x[i + distance];
-        }
-    }
-    x[0]
-}
-
-/// Largest of 16 lanes.
-#[inline(always)]
-pub(crate) fn tree_max(mut x: [f32; 16]) -> f32 {
-    for distance in [8, 4, 2, 1] {
-        for i in 0..distance {
-            x[i] = if x[i + distance] > x[i] { x[i + distance] } else { x[i] };
-        }
-    }
-    x[0]
-}

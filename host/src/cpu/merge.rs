@@ -3,6 +3,7 @@
 use super::Step;
 use super::attend::{Part, attend_blocks};
 use super::isa::per_isa;
+use super::lanes::Lanes;
 use super::plan::{LogMass, Planned};
 use kernels_gpu::layout::TOPUP_CHUNK;
 use kernels_gpu::numeric::{believed_mass, enough, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
@@ -95,7 +96,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn add_scaled_body(from: &[f32], weight: f32, to: &mut [f32]) {
+fn add_scaled_body<L: Lanes>(from: &[f32], weight: f32, to: &mut [f32]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to = fma(from, weight, *to);
     }

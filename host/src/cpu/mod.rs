@@ -10,6 +10,7 @@ pub mod isa;
 
 mod append;
 mod attend;
+mod lanes;
 mod merge;
 mod plan;
 mod score;

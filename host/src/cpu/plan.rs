@@ -1,6 +1,7 @@
 //! plan: ranking and count, with the reference's bits. The fixed-point masses are computed once.
 
 use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 use crate::reference::plan::{Limits, Plan};
 use kernels_gpu::layout::MAX_GROUP;
 use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal};
@@ -110,7 +111,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn fixed_masses_body(log_mass: &[f32], masses: &mut [u32]) -> (f32, u64) {
+fn fixed_masses_body<L: Lanes>(log_mass: &[f32], masses: &mut [u32]) -> (f32, u64) {
     let mut peak = f32::NEG_INFINITY;
     for &x in log_mass {
         peak = if x > peak { x } else { peak };
@@ -131,7 +132,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn add_shares_body(masses: &[u32], inverse: f32, ranks: &mut [f32]) {
+fn add_shares_body<L: Lanes>(masses: &[u32], inverse: f32, ranks: &mut [f32]) {
     for (rank, &mass) in ranks.iter_mut().zip(masses) {
         *rank = fma(mass as f32, inverse, *rank);
     }

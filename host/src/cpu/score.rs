@@ -1,10 +1,11 @@
 //! score: the log2 mass of every block for every query head of a group, with the reference's bits.
 //!
-//! A page's codes are unpacked once for all heads of the group, into 16-bit integers that meet 16-bit
-//! weights. The unpacked order is the order in which shifts and masks of whole rows give the channels
-//! ([`position`]); integer sums do not care, so only the weights have to follow it.
+//! A page's codes are unpacked once for all heads of the group, into 16-bit integers `[4][64][D / 4]` that
+//! meet 16-bit weights: first the lowest two bits of every byte, then the next two. Integer sums do not care
+//! about the order of channels, so only the weights have to follow it ([`position`]).
 
-use super::isa::{Isa, per_isa, tree_max, tree_sum};
+use super::isa::{Isa, per_isa};
+use super::lanes::{Codes, Lanes};
 use super::{Queries, by_format};
 use crate::element::{F16, Format};
 use crate::store::HeadView;
@@ -25,7 +26,7 @@ per_isa! {
 }
 
 #[inline(always)]
-fn score_row_body<F: Format, const D: usize>(
+fn score_row_body<L: Lanes, F: Format, const D: usize>(
     view: &HeadView<'_>,
     queries: Queries<'_>,
     width: usize,
@@ -43,8 +44,8 @@ fn score_row_body<F: Format, const D: usize>(
             for group in 0..view.full_groups() {
                 let page = view.page(group);
                 match planes {
-                    1 => score_page::<D, 1>(page, queries, &permuted, group, width, log_mass),
-                    _ => score_page::<D, 2>(page, queries, &permuted, group, width, log_mass),
+                    1 => score_page::<L, D, 1>(page, queries, &permuted, group, width, log_mass),
+                    _ => score_page::<L, D, 2>(page, queries, &permuted, group, width, log_mass),
                 }
             }
         }
@@ -55,19 +56,18 @@ fn score_row_body<F: Format, const D: usize>(
         }
     }
     for block in view.full_groups() * BLOCKS_PER_GROUP..view.blocks() {
-        score_open::<F, D>(view.block_keys(block), queries, block, width, log_mass);
+        score_open::<L, F, D>(view.block_keys(block), queries, block, width, log_mass);
     }
 }
 
-/// Where channel `c` is among the unpacked codes of a row: those at the same two bits of their bytes
-/// together, in the order of the bytes.
+/// Where the weight of channel `c` is in `[4][D / 4]`: by the two bits of its byte, then by byte.
 #[inline(always)]
 const fn position<const D: usize>(c: usize) -> usize {
     c % 16 / 4 * (D / 4) + c / 16 * 4 + c % 4
 }
 
 #[inline(always)]
-fn score_page<const D: usize, const P: usize>(
+fn score_page<L: Lanes, const D: usize, const P: usize>(
     page: &[u8],
     queries: &[[f32; D]],
     permuted: &[[f32; D]; MAX_GROUP],
@@ -75,15 +75,18 @@ fn score_page<const D: usize, const P: usize>(
     width: usize,
     log_mass: &mut [f32],
 ) {
-    let mut codes = [[0i16; D]; QUANT_GROUP];
-    for (t, codes) in codes.iter_mut().enumerate() {
-        let bytes = |p: usize| &page[plane_offset(D, p) + t * plane_row_bytes(D)..][..D / 4];
-        let (high, low) = (bytes(0), bytes(P - 1));
-        for j in 0..4 {
-            for i in 0..D / 4 {
-                let code = (high[i] >> (2 * j)) & 3;
-                let code = if P == 2 { code << 2 | ((low[i] >> (2 * j)) & 3) } else { code };
-                codes[j * (D / 4) + i] = code as i16;
+    // Plane by plane, two bits by two bits: loops over whole planes become vector code.
+    let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
+    let plane = |p: usize| &page[plane_offset(D, p)..][..QUANT_GROUP * plane_row_bytes(D)];
+    for (j, codes) in codes.iter_mut().enumerate() {
+        let codes = codes.as_flattened_mut();
+        if P == 1 {
+            for (code, &byte) in codes.iter_mut().zip(plane(0)) {
+                *code = ((byte >> (2 * j)) & 3) as i16;
+            }
+        } else {
+            for ((code, &high), &low) in codes.iter_mut().zip(plane(0)).zip(plane(P - 1)) {
+                *code = (((high >> (2 * j)) & 3) << 2 | ((low >> (2 * j)) & 3)) as i16;
             }
         }
     }
@@ -107,12 +110,11 @@ fn score_page<const D: usize, const P: usize>(
                 lanes[l] = fma(q[c + l], zeros[c + l], lanes[l]);
             }
         }
+        let mut sixteen = [0.0f32; 16];
         for l in 0..16 {
-            lanes[l] += lanes[l + 16];
+            sixteen[l] = lanes[l] + lanes[l + 16];
         }
-        let mut half = [0.0f32; 16];
-        half.copy_from_slice(&lanes[..16]);
-        let zero = tree_sum(half);
+        let zero = L::sum(sixteen);
 
         let mut products = [0.0f32; D];
         let mut peaks = [0.0f32; 16];
@@ -123,39 +125,45 @@ fn score_page<const D: usize, const P: usize>(
                 peaks[l] = if w.abs() > peaks[l] { w.abs() } else { peaks[l] };
             }
         }
-        let unit = Unit::of_peak(tree_max(peaks));
+        let unit = Unit::of_peak(L::max(peaks));
         let mut weights = [0i16; D];
         for c in 0..D {
             weights[c] = unit.weight(products[c]) as i16;
         }
 
-        let mut scores = [0.0f32; QUANT_GROUP];
-        for (score, codes) in scores.iter_mut().zip(&codes) {
-            let mut dot = 0i32;
-            for c in 0..D {
-                dot += weights[c] as i32 * codes[c] as i32;
+        let mut scores = [[0.0f32; BLOCK]; BLOCKS_PER_GROUP];
+        for (block, scores) in scores.iter_mut().enumerate() {
+            let dots = L::code_dots(&weights, &codes, block);
+            for (score, dot) in scores.iter_mut().zip(dots) {
+                *score = unit.score(zero, dot);
             }
-            *score = unit.score(zero, dot);
         }
-        for (block, scores) in scores.as_chunks::<BLOCK>().0.iter().enumerate() {
-            log_mass[g * width + group * BLOCKS_PER_GROUP + block] = block_mass(*scores);
-        }
+        let masses = block_masses::<L, _>(&scores);
+        log_mass[g * width + group * BLOCKS_PER_GROUP..][..BLOCKS_PER_GROUP].copy_from_slice(&masses);
     }
 }
 
-/// log2 of the sum of `2^score`; scores of tokens that are not there are `-inf`.
+/// log2 of the sum of `2^score`, for some blocks; scores of tokens that are not there are `-inf`.
 #[inline(always)]
-fn block_mass(scores: [f32; BLOCK]) -> f32 {
-    let m = tree_max(scores);
-    let mut e = [0.0f32; BLOCK];
-    for i in 0..BLOCK {
-        e[i] = exp2(scores[i] - m);
+fn block_masses<L: Lanes, const N: usize>(scores: &[[f32; BLOCK]; N]) -> [f32; N] {
+    let (mut tops, mut sums) = ([0.0f32; N], [0.0f32; N]);
+    for ((scores, top), sum) in scores.iter().zip(&mut tops).zip(&mut sums) {
+        *top = L::max(*scores);
+        let mut e = [0.0f32; BLOCK];
+        for i in 0..BLOCK {
+            e[i] = exp2(scores[i] - *top);
+        }
+        *sum = L::sum(e);
     }
-    m + log2(tree_sum(e))
+    let mut masses = [0.0f32; N];
+    for i in 0..N {
+        masses[i] = tops[i] + log2(sums[i]);
+    }
+    masses
 }
 
 #[inline(always)]
-fn score_open<F: Format, const D: usize>(
+fn score_open<L: Lanes, F: Format, const D: usize>(
     keys: &[u16],
     queries: &[[f32; D]],
     block: usize,
@@ -181,7 +189,7 @@ fn score_open<F: Format, const D: usize>(
         for t in 0..keys.len() {
             scores[t] = finite_score(dots[t]);
         }
-        log_mass[g * width + block] = block_mass(scores);
+        [log_mass[g * width + block]] = block_masses::<L, _>(&[scores]);
     }
 }
 
