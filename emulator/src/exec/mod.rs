@@ -529,6 +529,7 @@ impl Machine<'_> {
                                 forced: false,
                             };
                             w.groups.push(Group { pc: t, mask: active, state: State::Ready, forced: false });
+                            w.turn = favoured.then_some(gi);
                             break;
                         }
                         Flow::Scatter => {
