@@ -51,9 +51,13 @@ pub fn mass(value: f64) -> String {
     if value > 0.0 && value < 0.0005 { format!("{value:.0e}") } else { format!("{value:.3}") }
 }
 
-/// An error, of which only the size matters.
+/// An error: decimals where it matters, its size alone where it is small.
 pub fn error(value: f64) -> String {
-    if value == 0.0 { "0".to_owned() } else { format!("{value:.1e}") }
+    match value {
+        0.0 => "0".to_owned(),
+        x if x >= 0.001 => format!("{x:.3}"),
+        x => format!("{x:.1e}"),
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +78,9 @@ mod tests {
     }
 
     #[test]
-    fn small_masses_keep_their_size() {
+    fn small_values_keep_their_size() {
         assert_eq!((mass(0.0), mass(0.0672), mass(1e-6)), ("0.000".into(), "0.067".into(), "1e-6".into()));
+        assert_eq!((error(0.0), error(1.02), error(2.13e-7)), ("0".into(), "1.020".into(), "2.1e-7".into()));
+        assert_eq!(error(f64::NAN), "NaN");
     }
 }

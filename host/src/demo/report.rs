@@ -134,7 +134,7 @@ impl Summary<'_> {
     fn findings(&self) -> Vec<String> {
         let mark = &self.contest.mark;
         let mut lines = vec![format!(
-            "{} on 2 bits reads {} % of dense's bytes, metadata included: {:.1} times fewer.",
+            "{} on 2 bits reads {} % of dense's bytes, metadata included; dense reads {:.1} times as many.",
             mark.policy,
             percent(mark.bytes_fraction),
             1.0 / mark.bytes_fraction

@@ -39,7 +39,8 @@ pub struct Record {
     pub topup_fraction: f64,
     /// Share of steps with a certified bound; none, because no policy of this version certifies one.
     pub certified_fraction: Option<f64>,
-    /// Time of all decode steps, appends not counted, in milliseconds.
+    /// Sum of the times of all decode steps, appends not counted, in milliseconds. Cases run side by side,
+    /// so it is neither the time that passed nor a benchmark.
     pub wall_ms: f64,
 }
 
