@@ -93,7 +93,6 @@ pub enum Alu {
     Max(u8, bool),
     /// Signed 16-bit pairs: `true` is max.
     MinMax16x2(bool, bool),
-    Add16x2,
     Popc(u8),
     Clz(u8),
     Bfind(u8, bool, bool),
@@ -368,7 +367,6 @@ pub enum Op {
     SetpX2 {
         cmp: Cmp,
         fmt: Hf,
-        ftz: bool,
         p: P,
         q: P,
         a: R,
@@ -524,7 +522,6 @@ pub enum Op {
     },
     Match {
         all: bool,
-        bits: u8,
         d: R,
         p: P,
         a: R,
@@ -679,8 +676,6 @@ pub struct Program {
     pub shared_vars: Vec<(String, u32, u32)>,
     /// Bytes of local memory a lane.
     pub local_bytes: u32,
-    /// Bytes of local memory that hold arguments of calls and may be read before written.
-    pub params_bytes: u32,
     /// Opcodes written, with counts.
     pub opcodes: Vec<(String, u32)>,
 }

@@ -46,6 +46,9 @@
 //! Approximate instructions are the double-precision function rounded to single; sums inside one
 //! `mma` are taken in double precision. Everything else is what IEEE 754 and the PTX ISA say.
 
+// Loops over lanes index several arrays by the lane number: that is what they mean.
+#![allow(clippy::needless_range_loop)]
+
 mod decode;
 mod device;
 mod error;

@@ -59,7 +59,7 @@ impl Bits {
     pub fn set_range(&mut self, mut at: usize, n: usize) {
         let end = at + n;
         while at < end {
-            if at % 64 == 0 && end - at >= 64 {
+            if at.is_multiple_of(64) && end - at >= 64 {
                 self.words[at / 64] = u64::MAX;
                 at += 64;
             } else {

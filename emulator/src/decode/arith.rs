@@ -109,7 +109,6 @@ impl<'a> Decoder<'a> {
             "mul" | "mad" | "madc" | "mul24" | "mad24" => self.mul_mad(m, ops),
             "fma" => {
                 let fm = self.fm(m);
-                m.take("oob");
                 let ty = self.need_ty(m)?;
                 match (ty, half_of(ty)) {
                     (Ty::F32, _) => self.same(m, ops, ty, 3, Alu::FFma(fm)),
@@ -602,9 +601,12 @@ impl<'a> Decoder<'a> {
             return Ok(true);
         }
         let (p, q) = self.pred_pair(&ops[0])?;
+        if ftz && half_of(ty).is_some() {
+            return self.unsupported(m.full, "`.ftz` comparison of half precision");
+        }
         match half_of(ty) {
             Some((fmt, true)) => {
-                self.emit(Op::SetpX2 { cmp, fmt, ftz, p, q, a, b, bop, c, cneg });
+                self.emit(Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg });
             }
             _ => {
                 self.emit(Op::Setp { cmp, ty, ftz, p, q, a, b, bop, c, cneg });

@@ -271,7 +271,7 @@ impl<'a> Decoder<'a> {
         let (dst, doff, _) = self.address(&ops[0])?;
         let (src, soff, _) = self.address(&ops[1])?;
         let src_bytes = match ops.get(3) {
-            Some(Opd::Word(w)) if matches!(self.pred_name(w), Ok(_)) => {
+            Some(Opd::Word(w)) if self.pred_name(w).is_ok() => {
                 return self.unsupported(m.full, "ignore-src predicate");
             }
             Some(o) => self.src(o, Ty::U32)?,

@@ -119,7 +119,6 @@ pub(crate) fn decode(module: &Inner, f: &Function) -> Result<Program> {
             dynamic_at: 0,
             shared_vars: Vec::new(),
             local_bytes: 0,
-            params_bytes: 0,
             opcodes: Vec::new(),
         },
     };

@@ -35,8 +35,12 @@ impl<'a> Mods<'a> {
         let mut it = full.split('.');
         let name = it.next().unwrap_or("");
         let mut parts = [None; 16];
-        for (slot, part) in parts.iter_mut().zip(it) {
+        for (slot, part) in parts.iter_mut().zip(&mut it) {
             *slot = Some(part);
+        }
+        // More suffixes than any instruction has: the last slot keeps one that nobody takes.
+        if let Some(extra) = it.next() {
+            parts[15] = Some(if extra.is_empty() { "." } else { extra });
         }
         Mods { full, name, parts }
     }
@@ -179,11 +183,10 @@ impl<'a> Decoder<'a> {
             }
             if digits > 0 && digits < 9 {
                 let n: usize = number.parse().ok()?;
-                if let Some(Sym::Regs { range: true, slots, .. }) = self.scopes[i].names.get(prefix) {
-                    if n < slots.len() {
+                if let Some(Sym::Regs { range: true, slots, .. }) = self.scopes[i].names.get(prefix)
+                    && n < slots.len() {
                         return self.slot_of(i, prefix, n);
                     }
-                }
             }
         }
         None

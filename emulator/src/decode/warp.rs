@@ -105,7 +105,7 @@ impl<'a> Decoder<'a> {
                 let (d, p) = self.reg_pred(&ops[0])?;
                 let a = self.src(&ops[1], ty)?;
                 let mask = self.src(&ops[2], Ty::B32)?;
-                self.emit(Op::Match { all, bits: ty.bits() as u8, d, p, a, mask });
+                self.emit(Op::Match { all, d, p, a, mask });
             }
             "redux" => {
                 m.take("sync");

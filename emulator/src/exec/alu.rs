@@ -215,7 +215,7 @@ impl Machine<'_> {
                 self.set_pred(w, mask, p, combine(bop, r, third));
                 self.set_pred(w, mask, q, combine(bop, !r, third));
             }
-            Op::SetpX2 { cmp, fmt, ftz: _, p, q, a, b, bop, c, cneg } => {
+            Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg } => {
                 self.check_regs(w, pc, mask, &[a, b]);
                 self.check_pred(w, pc, mask, c);
                 let (mut lo, mut hi) = (0, 0);

@@ -21,10 +21,6 @@ impl Bank {
         Bank { slots: vec![Slot([0; 32]); slots] }
     }
 
-    pub fn zero(&mut self) {
-        self.slots.fill(Slot([0; 32]));
-    }
-
     #[inline(always)]
     pub fn r32(&self, r: R) -> &[u32; 32] {
         &self.slots[r.slot()].0

@@ -6,6 +6,9 @@
 //! Warp-wide `.sync` instructions and aligned barriers wait for the lanes of their mask; only when
 //! nothing in the CTA can go on is a missing lane a finding.
 
+// An access is a CTA, a warp, a place, a mask and what the instruction says.
+#![allow(clippy::too_many_arguments)]
+
 mod alu;
 mod atomics;
 mod barrier;
@@ -415,11 +418,10 @@ impl Machine<'_> {
 
     /// Chooses a group that can run.
     fn pick(w: &mut Warp) -> Option<usize> {
-        if let Some(t) = w.turn.take() {
-            if w.groups.get(t).is_some_and(|g| g.state == State::Ready) {
+        if let Some(t) = w.turn.take()
+            && w.groups.get(t).is_some_and(|g| g.state == State::Ready) {
                 return Some(t);
             }
-        }
         for _ in 0..2 {
             let mut best: Option<usize> = None;
             for (i, g) in w.groups.iter().enumerate() {
@@ -434,12 +436,11 @@ impl Machine<'_> {
             let mut any = false;
             let exited = w.exited;
             for g in &mut w.groups {
-                if let State::Sync(need) = g.state {
-                    if need & !exited & !g.mask == 0 {
+                if let State::Sync(need) = g.state
+                    && need & !exited & !g.mask == 0 {
                         g.state = State::Ready;
                         any = true;
                     }
-                }
             }
             if !any {
                 return None;

@@ -72,7 +72,6 @@ pub(crate) fn eval(alu: Alu, s: [u64; 4]) -> u64 {
             let (p, q) = (ext(x, 16, s), ext(y, 16, s));
             (if max { p.max(q) } else { p.min(q) }) as u64
         }),
-        Alu::Add16x2 => pair(a, b, u64::wrapping_add),
         Alu::Popc(w) => u64::from((a & m(w)).count_ones()),
         Alu::Clz(w) => u64::from((a & m(w)).leading_zeros()) - (64 - u64::from(w)),
         Alu::Bfind(w, s, shiftamt) => {
