@@ -272,9 +272,10 @@ impl Device {
                 self.memory.write(at[i] + *offset as u64, &value.to_le_bytes())?;
             }
             if v.space == Space::Const
-                && let Some(k) = self.memory.find(at[i]) {
-                    self.memory.allocs[k].readonly = true;
-                }
+                && let Some(k) = self.memory.find(at[i])
+            {
+                self.memory.allocs[k].readonly = true;
+            }
         }
         self.modules.insert(module.inner.id, at.clone());
         Ok(at)
@@ -306,12 +307,13 @@ impl Device {
             bad.push(("grid too large", format!("grid {:?} is beyond [2147483647, 65535, 65535]", c.grid)));
         }
         if let Some(r) = kernel.reqntid
-            && r != c.block {
-                bad.push((
-                    "block differs from .reqntid",
-                    format!("block {:?}, the kernel requires {r:?}", c.block),
-                ));
-            }
+            && r != c.block
+        {
+            bad.push((
+                "block differs from .reqntid",
+                format!("block {:?}, the kernel requires {r:?}", c.block),
+            ));
+        }
         if let Some(m) = kernel.maxntid {
             let most = m.iter().map(|&b| u64::from(b)).product::<u64>();
             if threads > most {

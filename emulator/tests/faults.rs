@@ -356,3 +356,30 @@ fn what_is_outside_the_scope_is_refused_with_instruction_and_line() {
         assert!(e.contains(word) && e.contains(&format!("line {want}")), "{code}: {e}");
     }
 }
+
+#[test]
+fn an_access_that_only_begins_inside_is_found() {
+    let module =
+        Module::parse(&kernel("", "ld.global.u32 %r1, [%in+248]; st.global.u32 [%out], %r1;")).unwrap();
+    let config = LaunchConfig { grid: [1; 3], block: [1; 3], shared_bytes: 0 };
+    for (bytes, kind) in [(252, None), (251, Some("out of bounds")), (249, Some("out of bounds"))] {
+        let mut device = Device::new(Options::default());
+        let a = device.alloc_init(&vec![0; bytes], "in").unwrap();
+        let b = device.alloc(4, "out").unwrap();
+        let r = device.launch(&module, "k", config, &[Arg::Ptr(a), Arg::Ptr(b)]).unwrap();
+        assert_eq!(r.findings.first().map(|f| f.kind.as_str()), kind, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn a_device_can_move_to_another_thread() {
+    let mut device = Device::new(Options::default());
+    let p = device.alloc(4, "a").unwrap();
+    let device = std::thread::spawn(move || {
+        device.memset(p, 9, 4).unwrap();
+        device
+    });
+    let mut out = [0; 4];
+    device.join().unwrap().copy_from(p, &mut out).unwrap();
+    assert_eq!(out, [9; 4]);
+}

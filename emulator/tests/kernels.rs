@@ -543,3 +543,136 @@ fn the_same_seed_gives_the_same_run() {
     assert_eq!(go(5), go(5));
     assert_ne!(go(5), go(6));
 }
+
+#[test]
+fn narrow_loads_extend_by_their_sign_and_narrow_stores_cut() {
+    let body = "ld.global.s8 %r1, [%in]; ld.global.u8 %r2, [%in+1]; ld.global.s16 %rd1, [%in+2]; ld.global.s8 %h1, [%in];\n\
+        mov.b64 {%r3, %r4}, %rd1; cvt.u32.u16 %r5, %h1; ld.global.u16 %r6, [%in+2]; ld.global.v2.u8 {%r7, %r8}, [%in];\n\
+        mov.u32 %r9, 0x12345678; st.global.u8 [%in+4], %r9; st.global.u16 [%in+6], %r9; ld.global.u32 %r10, [%in+4];\n\
+        st.global.v4.b32 [%out], {%r1, %r2, %r3, %r4}; st.global.v4.b32 [%out+16], {%r5, %r6, %r7, %r10};";
+    let r = run(&kernel("", body), 1, 0, &[0x8001_fe80, 0], 8);
+    assert!(r.report.is_clean(), "{:?}", r.report.findings);
+    let want = [0xffff_ff80, 0xfe, 0xffff_8001, u32::MAX, 0xff80, 0x8001, 0x80, 0x5678_0078];
+    assert_eq!(r.out, want);
+}
+
+/// Loads `n` words a lane into %a0.., runs `op`, stores %d0..%d{m}.
+fn fragments(op: &str, n: usize, m: usize, input: &[u32]) -> Vec<u32> {
+    let mut body = ".reg .b32 %a<16>; .reg .b32 %d<4>;\n".to_string();
+    for i in 0..n {
+        body += &format!(
+            "mad.lo.u32 %r1, %t, {n}, {i}; mul.wide.u32 %rd1, %r1, 4; add.u64 %rd1, %in, %rd1; ld.global.u32 %a{i}, [%rd1];\n"
+        );
+    }
+    body += op;
+    for i in 0..m {
+        body += &format!(
+            "mad.lo.u32 %r1, %t, {m}, {i}; mul.wide.u32 %rd1, %r1, 4; add.u64 %rd1, %out, %rd1; st.global.u32 [%rd1], %d{i};\n"
+        );
+    }
+    let r = run(&kernel(".shared .align 16 .b8 tile[512];", &body), 32, 0, input, 32 * m);
+    assert!(r.report.is_clean(), "{:?}", r.report.findings);
+    r.out
+}
+
+#[test]
+fn mma_of_tf32_uses_its_own_fragments() {
+    for k in [4usize, 8] {
+        let (na, nb) = (k / 2, k / 4);
+        let n = na + nb;
+        let a = |r: usize, c: usize| ((r * 3 + c * 5) % 7) as f32 - 2.5;
+        let b = |r: usize, c: usize| ((r * 2 + c) % 5) as f32 * 0.5 - 1.0;
+        let mut input = vec![0u32; 32 * n];
+        for lane in 0..32 {
+            let (group, tid) = (lane / 4, lane % 4);
+            for i in 0..na {
+                input[lane * n + i] = a(group + 8 * (i & 1), tid + if i >= 2 { 4 } else { 0 }).to_bits();
+            }
+            for i in 0..nb {
+                // Bits below tf32's ten are ignored.
+                input[lane * n + na + i] = b(tid + 4 * i, group).to_bits() | 0x1f;
+            }
+        }
+        let (al, bl) = if k == 4 { ("{%a0, %a1}", "{%a2}") } else { ("{%a0, %a1, %a2, %a3}", "{%a4, %a5}") };
+        let op = format!(
+            "mov.b32 %r2, 0f3F800000; mma.sync.aligned.m16n8k{k}.row.col.f32.tf32.tf32.f32 {{%d0, %d1, %d2, %d3}}, {al}, {bl}, {{%r2, %r2, %r2, %r2}};\n"
+        );
+        let out = fragments(&op, n, 4, &input);
+        for lane in 0..32 {
+            for i in 0..4 {
+                let (row, col) = (lane / 4 + 8 * (i / 2), (lane % 4) * 2 + (i & 1));
+                let want = 1.0 + (0..k).map(|x| a(row, x) * b(x, col)).sum::<f32>();
+                assert_eq!(f32::from_bits(out[lane * 4 + i]), want, "k{k} row {row} col {col}");
+            }
+        }
+    }
+}
+
+#[test]
+fn mma_with_a_half_accumulator_packs_its_result() {
+    let h = |x: f32| u32::from(f16::from_f32(x).to_bits());
+    let a = |r: usize, c: usize| ((r + 2 * c) % 5) as f32 - 2.0;
+    let b = |r: usize, c: usize| ((3 * r + c) % 4) as f32 - 1.5;
+    let mut input = vec![0u32; 32 * 6];
+    for lane in 0..32 {
+        let (group, tid) = (lane / 4, lane % 4);
+        for i in 0..8 {
+            let (row, col) =
+                (group + if i % 4 < 2 { 0 } else { 8 }, tid * 2 + (i & 1) + if i >= 4 { 8 } else { 0 });
+            input[lane * 6 + i / 2] |= h(a(row, col)) << (16 * (i & 1));
+        }
+        for i in 0..4 {
+            input[lane * 6 + 4 + i / 2] |=
+                h(b(tid * 2 + (i & 1) + if i >= 2 { 8 } else { 0 }, group)) << (16 * (i & 1));
+        }
+    }
+    let op = "mov.b32 %r2, 0x3c00bc00; mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%d0, %d1}, {%a0, %a1, %a2, %a3}, {%a4, %a5}, {%r2, %r2};\n";
+    let out = fragments(op, 6, 2, &input);
+    for lane in 0..32 {
+        for i in 0..4 {
+            let (row, col) = (lane / 4 + 8 * (i / 2), (lane % 4) * 2 + (i & 1));
+            let c = if i & 1 == 0 { -1.0 } else { 1.0 };
+            let want = c + (0..16).map(|x| a(row, x) * b(x, col)).sum::<f32>();
+            let got = f16::from_bits((out[lane * 2 + i / 2] >> (16 * (i & 1))) as u16).to_f32();
+            assert_eq!(got, want, "row {row} col {col}");
+        }
+    }
+}
+
+#[test]
+fn mma_of_doubles_and_a_matrix_store() {
+    let a = |r: usize, c: usize| (r * 4 + c) as f64 + 0.125;
+    let b = |r: usize, c: usize| (r as f64) - (c as f64) * 0.5;
+    let mut input = vec![0u32; 32 * 4];
+    for lane in 0..32 {
+        for (i, v) in [a(lane / 4, lane % 4), b(lane % 4, lane / 4)].into_iter().enumerate() {
+            input[lane * 4 + 2 * i] = v.to_bits() as u32;
+            input[lane * 4 + 2 * i + 1] = (v.to_bits() >> 32) as u32;
+        }
+    }
+    let op = "mov.b64 %rd2, {%a0, %a1}; mov.b64 %rd3, {%a2, %a3}; mov.b64 %rd4, 0d3FF0000000000000;\n\
+        mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%rd5, %rd6}, {%rd2}, {%rd3}, {%rd4, %rd4}; mov.b64 {%d0, %d1}, %rd5; mov.b64 {%d2, %d3}, %rd6;\n";
+    let out = fragments(op, 4, 4, &input);
+    for lane in 0..32 {
+        for i in 0..2 {
+            let (row, col) = (lane / 4, (lane % 4) * 2 + i);
+            let want = 1.0 + (0..4).map(|x| a(row, x) * b(x, col)).sum::<f64>();
+            let got = u64::from(out[lane * 4 + 2 * i]) | u64::from(out[lane * 4 + 2 * i + 1]) << 32;
+            assert_eq!(f64::from_bits(got), want, "row {row} col {col}");
+        }
+    }
+    // A transposing store and a transposing load cancel; one of them transposes.
+    let frag: Vec<u32> = (0..64).map(|i| i * 0x0003_0001 + 0x0001_0000).collect();
+    let go = |store: &str, load: &str| {
+        let op = format!(
+            "mov.u32 %r3, tile; and.b32 %r4, %t, 15; shl.b32 %r4, %r4, 4; add.u32 %r3, %r3, %r4;\n\
+             stmatrix.sync.aligned.m8n8.x2{store}.shared.b16 [%r3], {{%a0, %a1}}; bar.warp.sync -1;\n\
+             ldmatrix.sync.aligned.m8n8.x2{load}.shared.b16 {{%d0, %d1}}, [%r3];\n"
+        );
+        fragments(&op, 2, 2, &frag)
+    };
+    assert_eq!(go("", ""), frag);
+    assert_eq!(go(".trans", ".trans"), frag);
+    assert_eq!(go(".trans", ""), go("", ".trans"));
+    assert_ne!(go(".trans", ""), frag);
+}

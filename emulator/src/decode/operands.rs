@@ -184,9 +184,10 @@ impl<'a> Decoder<'a> {
             if digits > 0 && digits < 9 {
                 let n: usize = number.parse().ok()?;
                 if let Some(Sym::Regs { range: true, slots, .. }) = self.scopes[i].names.get(prefix)
-                    && n < slots.len() {
-                        return self.slot_of(i, prefix, n);
-                    }
+                    && n < slots.len()
+                {
+                    return self.slot_of(i, prefix, n);
+                }
             }
         }
         None

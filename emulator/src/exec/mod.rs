@@ -419,9 +419,10 @@ impl Machine<'_> {
     /// Chooses a group that can run.
     fn pick(w: &mut Warp) -> Option<usize> {
         if let Some(t) = w.turn.take()
-            && w.groups.get(t).is_some_and(|g| g.state == State::Ready) {
-                return Some(t);
-            }
+            && w.groups.get(t).is_some_and(|g| g.state == State::Ready)
+        {
+            return Some(t);
+        }
         for _ in 0..2 {
             let mut best: Option<usize> = None;
             for (i, g) in w.groups.iter().enumerate() {
@@ -437,10 +438,11 @@ impl Machine<'_> {
             let exited = w.exited;
             for g in &mut w.groups {
                 if let State::Sync(need) = g.state
-                    && need & !exited & !g.mask == 0 {
-                        g.state = State::Ready;
-                        any = true;
-                    }
+                    && need & !exited & !g.mask == 0
+                {
+                    g.state = State::Ready;
+                    any = true;
+                }
             }
             if !any {
                 return None;

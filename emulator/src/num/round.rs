@@ -197,10 +197,7 @@ pub fn fma64(a: f64, b: f64, c: f64, rnd: Rnd) -> f64 {
     }
     let psign = a.is_sign_negative() != b.is_sign_negative();
     let zero = |same: bool| match (same, rnd) {
-        (true, _)
-            if psign => {
-                -0.0
-            }
+        (true, _) if psign => -0.0,
         (false, Rnd::Rm) => -0.0,
         _ => 0.0,
     };
