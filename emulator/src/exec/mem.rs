@@ -6,6 +6,7 @@
 //! so that a read ahead of the wait sees what it could see on hardware.
 
 use super::lanes::lanes;
+use super::race;
 use super::{Cta, Machine, Pending};
 use crate::error::Error;
 use crate::inst::*;
@@ -403,8 +404,14 @@ impl Machine<'_> {
         self.addresses(cta, wi, m.base, m.offset);
         let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
         let total = n * bytes;
+        if m.strong {
+            self.strong_order(cta, wi);
+        }
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, false);
+            if this.check_race && !m.strong {
+                this.race_read(cta, wi, pc, &s, total, false);
+            }
             this.count_access(cta, wi, &s, total, false);
             if this.check_init {
                 this.check_written(cta, wi, pc, &s, total);
@@ -475,11 +482,16 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
             self.check_regs(&mut cta.warps[wi], pc, mask, &src[..n.min(4)]);
         }
+        if m.strong {
+            self.strong_order(cta, wi);
+        }
         self.addresses(cta, wi, m.base, m.offset);
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
-            let Cta { shared, shared_known, warps, .. } = cta;
+            let races = this.check_race && !m.strong && s.space == Space::Shared;
+            let mut conflict: Option<(u32, u16, &'static str)> = None;
+            let Cta { shared, shared_known, warps, records, releases, .. } = cta;
             let w = &mut warps[wi];
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
@@ -502,6 +514,25 @@ impl Machine<'_> {
                 }
                 Space::Shared => {
                     for lane in lanes(s.ok) {
+                        if races {
+                            let mut new = [0u8; 64];
+                            for j in 0..n {
+                                write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
+                            }
+                            let at = s.offset[lane]..s.offset[lane] + total;
+                            let values = Some((&shared[at.clone()], &new[..total]));
+                            let hit = race::write(
+                                &mut records[at],
+                                &w.clock,
+                                *releases,
+                                w.index,
+                                lane as u32,
+                                values,
+                            );
+                            if let Some((other, kind)) = hit {
+                                conflict.get_or_insert((lane as u32, other, kind));
+                            }
+                        }
                         for j in 0..n {
                             write_le(shared, s.offset[lane] + j * bytes, bytes, w.bank.get(reg(j), lane));
                         }
@@ -527,6 +558,60 @@ impl Machine<'_> {
                 }
                 _ => {}
             }
+            if let Some((lane, other, kind)) = conflict {
+                this.race_found(cta, wi, pc, lane, other, kind);
+            }
+        });
+    }
+
+    /// Orders a warp behind every strong access of its CTA before this one, and the next behind it.
+    pub(super) fn strong_order(&mut self, cta: &mut Cta, wi: usize) {
+        let w = &mut cta.warps[wi];
+        let live = w.exists & !w.exited;
+        w.clock.seen[wi & 31] = w.clock.time;
+        for (mine, all) in w.clock.seen.iter_mut().zip(cta.strong_seen.iter_mut()) {
+            let newest = (*mine).max(*all);
+            (*mine, *all) = (newest, newest);
+        }
+        w.clock.sync(live, live);
+    }
+
+    /// Checks a load of shared memory; `warp`: the lanes read together.
+    pub(super) fn race_read(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        s: &Spots,
+        total: usize,
+        warp: bool,
+    ) {
+        if s.space != Space::Shared {
+            return;
+        }
+        let mut conflict = None;
+        let w = &cta.warps[wi];
+        for lane in lanes(s.ok) {
+            let at = s.offset[lane]..s.offset[lane] + total;
+            let who = if warp { race::SEVERAL } else { lane as u32 };
+            let hit = race::read(&mut cta.records[at], &w.clock, cta.releases, w.index, who);
+            if let (Some((other, flying)), None) = (hit, conflict) {
+                let kind = if flying { "reads copy in flight" } else { "read after write" };
+                conflict = Some((lane as u32, other, kind));
+            }
+        }
+        if let Some((lane, other, kind)) = conflict {
+            self.race_found(cta, wi, pc, lane, other, kind);
+        }
+    }
+
+    #[cold]
+    fn race_found(&mut self, cta: &Cta, wi: usize, pc: u32, lane: u32, other: u16, kind: &'static str) {
+        let a = cta.warps[wi].addr[lane as usize];
+        let size = u64::from(self.l.shared);
+        let place = Place { name: ".shared".to_string(), size, offset: a as i64 };
+        self.find(Class::Race, kind, wi as u32, pc, 1 << lane, Some((a, Some(place))), || {
+            format!("{kind}: nothing orders this access behind the one of {}", race::describe(other))
         });
     }
 
@@ -547,6 +632,21 @@ impl Machine<'_> {
         self.addresses(cta, wi, dst, doff);
         let to = self.spots(cta, wi, pc, mask, Space::Shared, total, true);
         self.count_access(cta, wi, &to, total, true);
+        if self.check_race {
+            let mut conflict = None;
+            let Cta { warps, records, releases, .. } = cta;
+            let w = &warps[wi];
+            for lane in lanes(to.ok) {
+                let at = to.offset[lane]..to.offset[lane] + total;
+                let hit = race::write(&mut records[at], &w.clock, *releases, w.index, lane as u32, None);
+                if let (Some((other, kind)), None) = (hit, conflict) {
+                    conflict = Some((lane as u32, other, kind));
+                }
+            }
+            if let Some((lane, other, kind)) = conflict {
+                self.race_found(cta, wi, pc, lane, other, kind);
+            }
+        }
         let mut size = [bytes; 32];
         if src_bytes.some() {
             let v = cta.warps[wi].bank.r32(src_bytes);
@@ -625,8 +725,9 @@ impl Machine<'_> {
 
     /// Completes all but the newest `pending` groups of each lane.
     pub(super) fn cp_wait(&mut self, cta: &mut Cta, wi: usize, mask: u32, pending: u32) {
-        let Cta { shared, shared_known, warps, .. } = cta;
+        let Cta { shared, shared_known, warps, records, .. } = cta;
         let w = &mut warps[wi];
+        let (clock, check_race) = (&w.clock, self.check_race);
         let committed = w.committed;
         let check_init = self.check_init;
         let mem = &self.l.mem;
@@ -654,6 +755,9 @@ impl Machine<'_> {
                 if let Some(from) = a.data.get(at..at + n) {
                     to[..n].copy_from_slice(from);
                 }
+            }
+            if check_race {
+                race::landed(&mut records[dst..dst + total], clock);
             }
             if check_init {
                 shared_known.set(dst, total);
