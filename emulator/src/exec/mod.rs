@@ -12,10 +12,13 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod copies;
 mod lanes;
 mod matrix;
 mod mem;
+mod print;
 mod race;
+mod traffic;
 mod warp;
 
 use crate::device::Options;

@@ -7,6 +7,10 @@
 //! Where the record is too small to decide (readers of several warps), the doubt is for the kernel.
 
 use super::lanes::lanes;
+use super::mem::Spots;
+use super::{Cta, Machine};
+use crate::report::{Class, Place};
+use crate::types::Space;
 
 /// Nobody.
 const NONE: u16 = u16::MAX;
@@ -181,5 +185,66 @@ pub(super) fn landed(bytes: &mut [Record], c: &Clock) {
         if b.written == IN_FLIGHT {
             b.written = c.time;
         }
+    }
+}
+
+impl Machine<'_> {
+    /// Orders a warp behind every strong access of its CTA before this one, and the next behind it.
+    pub(super) fn strong_order(&mut self, cta: &mut Cta, wi: usize) {
+        let w = &mut cta.warps[wi];
+        let live = w.exists & !w.exited;
+        w.clock.seen[wi & 31] = w.clock.time;
+        for (mine, all) in w.clock.seen.iter_mut().zip(cta.strong_seen.iter_mut()) {
+            let newest = (*mine).max(*all);
+            (*mine, *all) = (newest, newest);
+        }
+        w.clock.sync(live, live);
+    }
+
+    /// Checks a load of shared memory; `warp`: the lanes read together.
+    pub(super) fn race_read(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        s: &Spots,
+        total: usize,
+        warp: bool,
+    ) {
+        if s.space != Space::Shared {
+            return;
+        }
+        let mut conflict = None;
+        let w = &cta.warps[wi];
+        for lane in lanes(s.ok) {
+            let at = s.offset[lane]..s.offset[lane] + total;
+            let who = if warp { SEVERAL } else { lane as u32 };
+            let hit = read(&mut cta.records[at], &w.clock, cta.releases, w.index, who);
+            if let (Some((other, flying)), None) = (hit, conflict) {
+                let kind = if flying { "reads copy in flight" } else { "read after write" };
+                conflict = Some((lane as u32, other, kind));
+            }
+        }
+        if let Some((lane, other, kind)) = conflict {
+            self.race_found(cta, wi, pc, lane, other, kind);
+        }
+    }
+
+    #[cold]
+    pub(super) fn race_found(
+        &mut self,
+        cta: &Cta,
+        wi: usize,
+        pc: u32,
+        lane: u32,
+        other: u16,
+        kind: &'static str,
+    ) {
+        let a = cta.warps[wi].addr[lane as usize];
+        let size = u64::from(self.l.shared);
+        let place = Place { name: ".shared".to_string(), size, offset: a as i64 };
+        self.find(Class::Race, kind, wi as u32, pc, 1 << lane, Some((a, Some(place))), || {
+            format!("{kind}: nothing orders this access behind the one of {}", describe(other))
+        });
     }
 }
