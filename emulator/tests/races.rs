@@ -72,6 +72,20 @@ fn a_missing_barrier_between_warps_is_found() {
 }
 
 #[test]
+fn readers_of_several_warps_are_forgotten_at_a_barrier_even_if_one_reads_again() {
+    let all = "mov.u32 %r4, 5; st.shared.u32 [%r1], %r4; bar.sync 0; ld.shared.u32 %r4, [%r1]; bar.sync 0;";
+    let change = "add.u32 %r4, %r4, 1; setp.eq.u32 %p2, %t, 64;";
+    // The thread that changes the word reads it again first.
+    ordered(&format!("{all} {change} @%p2 ld.shared.u32 %r4, [%r1]; @%p2 st.shared.u32 [%r1], %r4;"), 128);
+    // So do the others, after the barrier.
+    racy(
+        &format!("{all} {change} ld.shared.u32 %r5, [%r1];\n@%p2 st.shared.u32 [%r1], %r4; //!\n"),
+        128,
+        &["write after read"],
+    );
+}
+
+#[test]
 fn a_missing_syncwarp_between_lanes_is_found() {
     let back = "xor.b32 %r5, %t, 1; shl.b32 %r5, %r5, 2; add.u32 %r5, %r1, %r5;";
     racy(

@@ -124,9 +124,11 @@ pub(super) fn read(
         if b.writer != NONE && !c.ordered(warp, lane, b.writer, b.written) {
             bad = Some((b.writer, b.written == IN_FLIGHT));
         }
-        if b.reader == MANY {
+        // Readers of several warps are forgotten at a barrier: this read is then the first since.
+        let forgotten = b.reader == MANY && b.read != releases;
+        if b.reader == MANY && !forgotten {
             b.read = releases;
-        } else if b.reader == NONE || b.reader == me || c.ordered(warp, lane, b.reader, b.read) {
+        } else if forgotten || b.reader == NONE || b.reader == me || c.ordered(warp, lane, b.reader, b.read) {
             (b.reader, b.read) = (me, c.time);
         } else if u32::from(b.reader) / 33 == warp {
             (b.reader, b.read) = (thread(warp, SEVERAL), c.time);
