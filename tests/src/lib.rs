@@ -287,10 +287,16 @@ pub fn kernel_depth(tokens: usize, topups: usize) -> usize {
 ///
 /// With u = 2^-24: a score is a dot product of D terms, each rounded at most D + 4 times (the fma chain,
 /// the sum of two halves, the scaling of q), so it is off by at most e = (D + 4) u sum|q k| (log2 domain).
-/// A weight 2^(t - m) is then off by a factor within 1 +- (ln2 (e + u |t - m|) + 2^-22): the difference is
-/// rounded once, and the exponential is good to 2^-22 (weights below 2^-126 vanish; less than u in all).
-/// Each of the `depth` additions rounds once, and each rescaling (one every 16 additions) is a weight too.
-/// Numerator and denominator of the output are off by that factor each.
+/// A weight 2^(t - m) is then off by a factor within 1 +- ln2 (e + u |t - m|), as the difference is rounded
+/// once, and by the error of `ex2`; it is rescaled where warps, splits and top-ups are merged: three times.
+/// Each of the `depth` additions rounds once, and each rescaling in the loop (one every 16 additions) is an
+/// `ex2` too. Numerator and denominator of the output are off by that factor each.
+///
+/// The approximate instructions count with the largest error that the PTX ISA documents for them (9.1,
+/// "Floating Point Instructions"), so that the bound holds on a GPU and not only where they are correctly
+/// rounded: `ex2.approx.ftz.f32` 2 ulp from the correctly rounded result, hence 2.5 ulp; `rcp.approx.ftz.f32`
+/// 1 ulp; `lg2.approx.ftz.f32` 2^-22, absolute in (0.5, 2) and relative elsewhere. Flushed to zero are weights
+/// below 2^-126, which together are less than u of the sum.
 pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: usize) -> (f64, f64) {
     let (d, kh) = (shape.head_dim, shape.kv_heads);
     let kv_head = head / shape.group();
@@ -308,13 +314,20 @@ pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: u
         value = (0..d).map(|c| v[row + c].abs()).fold(value, f64::max);
     }
     let u = (-24f64).exp2();
-    let approx = (-22f64).exp2();
+    // 2.5 ulp, relative: an ulp is at most 2^-23 of the number.
+    let ex2 = 2.5 * (-23f64).exp2();
     let score = (d + 4) as f64 * u * magnitude;
     // Weights below 2^-40 are together less than 2^-40 n of the sum.
     let spread = (top - bottom).clamp(0.0, 40.0);
-    let weight = std::f64::consts::LN_2 * (score + u * spread) + approx;
+    let weight = std::f64::consts::LN_2 * (score + u * spread) + 4.0 * ex2;
     let n = s.tokens as f64;
-    let sums = depth as f64 * (u + approx / 16.0) + n * (-40f64).exp2();
+    let sums = depth as f64 * (u + ex2 / 16.0) + n * (-40f64).exp2();
     let factor = weight + sums;
-    (2.0 * factor * value, factor + score + 4.0 * u * (top.abs() + n.log2().abs() + 1.0))
+    // out = o * (1 / l): the reciprocal and one rounding. lse = (m + log2 l) ln 2: the logarithm is at most
+    // log2 n, 2^-22 is 4 u; then a sum, a product and a rounded constant.
+    let reciprocal = (-22f64).exp2() + u;
+    (
+        (2.0 * factor + reciprocal) * value,
+        factor + score + 6.0 * u * (top.abs() + n.log2().abs() + 1.0),
+    )
 }

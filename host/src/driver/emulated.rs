@@ -47,7 +47,15 @@ impl Emulated {
     /// # Errors
     /// [`DriverError::Module`].
     pub fn new(options: EmulatedOptions) -> Result<Self, DriverError> {
-        let module = Module::parse(kernels_gpu::PTX)
+        Self::with_ptx(options, kernels_gpu::PTX)
+    }
+
+    /// Loads another PTX module.
+    ///
+    /// # Errors
+    /// [`DriverError::Module`].
+    pub fn with_ptx(options: EmulatedOptions, ptx: &str) -> Result<Self, DriverError> {
+        let module = Module::parse(ptx)
             .map_err(|e| DriverError::Module { device: NAME.into(), detail: e.to_string() })?;
         let checks = if options.checks { Checks::all() } else { Checks::none() };
         let device = Device::new(Options { seed: options.seed, checks, ..Options::default() });

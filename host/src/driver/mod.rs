@@ -65,6 +65,19 @@ pub enum DriverError {
     },
 }
 
+/// How [`Driver::time`] runs what it times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Rounds that run first and are not reported.
+    pub warm_up: u32,
+    /// Rounds that are reported.
+    pub rounds: u32,
+    /// Empty the L2 cache of the data before each round, outside the time taken.
+    pub flush_l2: bool,
+    /// Replay a graph of the launches instead of launching them one by one.
+    pub graph: bool,
+}
+
 /// A device with its memory and the module of [`kernels_gpu::PTX`].
 pub trait Driver: Send {
     /// Name of the device, for people.
@@ -99,6 +112,25 @@ pub trait Driver: Send {
     /// # Errors
     /// [`DriverError::Launch`], [`DriverError::Check`].
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError>;
+
+    /// Runs `launches` in order, round after round, and says how long each round took on the device's own
+    /// clock, in microseconds. `None` where the device does not time.
+    ///
+    /// # Errors
+    /// As [`Driver::launch`]; [`DriverError::OutOfMemory`] where there is no room to flush with.
+    fn time(&mut self, launches: &[Launch], how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
+        let _ = (launches, how);
+        Ok(None)
+    }
+
+    /// Copies `bytes` bytes between two buffers of the device, round after round, as [`Driver::time`] does.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfMemory`], [`DriverError::Memory`].
+    fn time_copy(&mut self, bytes: usize, how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
+        let _ = (bytes, how);
+        Ok(None)
+    }
 
     /// What the device counted since it was made, where it counts.
     fn counters(&self) -> Option<Counters> {

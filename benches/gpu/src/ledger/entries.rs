@@ -1,0 +1,532 @@
+//! The instructions: how each is written, what it is tried on, what is right, and how far off it may be.
+//!
+//! Units: *ulp* is a unit of the last place of the exact result; *bits* is the distance in representable numbers
+//! from the one right result, of which IEEE 754 and integers allow none; *2^-22* is what the PTX ISA gives for
+//! lg2, absolute in (0.5, 2) and relative elsewhere; *2^-23 of the terms* is relative to the sum of the
+//! magnitudes that an mma adds. Where the ISA counts from the correctly rounded result, half an ulp is added.
+
+use half::{bf16, f16};
+use psa_tests::Rng;
+
+use super::module::MMA_LANE_WORDS;
+
+/// How the kernel of an entry works.
+#[derive(Clone, Copy, Debug)]
+pub enum Shape {
+    /// A thread an input; PTX that takes %r10 .. to %r20 ..
+    Elementwise(&'static str),
+    /// A warp an input; the element type.
+    Mma(&'static str),
+}
+
+/// An instruction.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// With its modifiers.
+    pub opcode: &'static str,
+    /// Its kernel.
+    pub shape: Shape,
+    /// 32-bit words of an input.
+    pub words_in: usize,
+    /// 32-bit words of an output.
+    pub words_out: usize,
+    /// True where the output words are f32.
+    pub float_out: bool,
+    /// What errors count.
+    pub unit: &'static str,
+    /// Largest error that its definition allows.
+    pub allowed: f64,
+    /// Error of an output; `None` where it is nonsense: NaN for a number, the wrong infinity.
+    pub error: fn(&[u32], &[u32]) -> Option<f64>,
+    make: fn(&mut Vec<u32>),
+}
+
+impl Entry {
+    /// The entry's kernel in the module.
+    pub fn kernel(&self) -> String {
+        let clean = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+        format!("ledger_{}", self.opcode.chars().map(clean).collect::<String>())
+    }
+
+    /// All inputs, `words_in` words each.
+    pub fn inputs(&self) -> Vec<u32> {
+        let mut inputs = Vec::new();
+        (self.make)(&mut inputs);
+        inputs
+    }
+}
+
+/// All of them.
+pub fn all() -> Vec<Entry> {
+    let elementwise = |opcode, code, words_in, error, make| Entry {
+        opcode,
+        shape: Shape::Elementwise(code),
+        words_in,
+        words_out: 1,
+        float_out: true,
+        unit: "bits",
+        allowed: 0.0,
+        error,
+        make,
+    };
+    let approximate = |entry: Entry, unit, allowed| Entry { unit, allowed, ..entry };
+    let integer = |entry: Entry| Entry { float_out: false, ..entry };
+    vec![
+        // ISA: 2 ulp from the correctly rounded result, full range.
+        approximate(
+            elementwise(
+                "ex2.approx.ftz.f32",
+                "\tex2.approx.ftz.f32 %r20, %r10;\n",
+                1,
+                |i, o| ulp(flushed(i[0]).exp2(), f(o[0])),
+                |v| unary(v, -150.0, 130.0),
+            ),
+            "ulp",
+            2.5,
+        ),
+        approximate(
+            elementwise("lg2.approx.ftz.f32", "\tlg2.approx.ftz.f32 %r20, %r10;\n", 1, lg2_error, |v| {
+                unary(v, 0.0, 4.0);
+            }),
+            "2^-22",
+            1.0,
+        ),
+        // ISA: 1 ulp, full range.
+        approximate(
+            elementwise(
+                "rcp.approx.ftz.f32",
+                "\trcp.approx.ftz.f32 %r20, %r10;\n",
+                1,
+                |i, o| ulp(1.0 / flushed(i[0]), f(o[0])),
+                |v| unary(v, 1.0, 4.0),
+            ),
+            "ulp",
+            1.5,
+        ),
+        elementwise(
+            "div.rn.f32",
+            "\tdiv.rn.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| bits(f(i[0]) / f(i[1]), o[0]),
+            |v| tuples(v, 2),
+        ),
+        elementwise(
+            "add.rn.f32",
+            "\tadd.rn.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| bits(f(i[0]) + f(i[1]), o[0]),
+            |v| tuples(v, 2),
+        ),
+        elementwise(
+            "sub.rn.f32",
+            "\tsub.rn.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| bits(f(i[0]) - f(i[1]), o[0]),
+            |v| tuples(v, 2),
+        ),
+        elementwise(
+            "mul.rn.f32",
+            "\tmul.rn.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| bits(f(i[0]) * f(i[1]), o[0]),
+            |v| tuples(v, 2),
+        ),
+        elementwise(
+            "fma.rn.f32",
+            "\tfma.rn.f32 %r20, %r10, %r11, %r12;\n",
+            3,
+            |i, o| bits(f(i[0]).mul_add(f(i[1]), f(i[2])), o[0]),
+            |v| tuples(v, 3),
+        ),
+        elementwise(
+            "cvt.rn.f32.u32",
+            "\tcvt.rn.f32.u32 %r20, %r10;\n",
+            1,
+            |i, o| bits(i[0] as f32, o[0]),
+            integers,
+        ),
+        elementwise(
+            "cvt.rn.f32.s32",
+            "\tcvt.rn.f32.s32 %r20, %r10;\n",
+            1,
+            |i, o| bits(i[0] as i32 as f32, o[0]),
+            integers,
+        ),
+        elementwise(
+            "cvt.rn.f32.u64",
+            "\tmov.b64 %rd5, {%r10, %r11};\n\tcvt.rn.f32.u64 %r20, %rd5;\n",
+            2,
+            |i, o| bits((u64::from(i[1]) << 32 | u64::from(i[0])) as f32, o[0]),
+            long_integers,
+        ),
+        // Rounded towards zero, clamped; NaN gives 0: what `as` does.
+        integer(elementwise(
+            "cvt.rzi.u32.f32",
+            "\tcvt.rzi.u32.f32 %r20, %r10;\n",
+            1,
+            |i, o| Some((f64::from(f(i[0]) as u32) - f64::from(o[0])).abs()),
+            |v| unary(v, -2.0, 70_000.0),
+        )),
+        elementwise(
+            "cvt.f32.f16",
+            "\tcvt.u16.u32 %h1, %r10;\n\tcvt.f32.f16 %r20, %h1;\n",
+            1,
+            |i, o| bits(f16::from_bits(i[0] as u16).to_f32(), o[0]),
+            |v| v.extend(0..=0xffff),
+        ),
+        integer(elementwise(
+            "cvt.rn.f16.f32",
+            "\tcvt.rn.f16.f32 %h1, %r10;\n\tcvt.u32.u16 %r20, %h1;\n",
+            1,
+            |i, o| half_bits(f16::from_f32(f(i[0])), o[0] as u16),
+            halves,
+        )),
+        integer(elementwise(
+            "cvt.rn.bf16.f32",
+            "\tcvt.rn.bf16.f32 %h1, %r10;\n\tcvt.u32.u16 %r20, %h1;\n",
+            1,
+            |i, o| bhalf_bits(bf16::from_f32(f(i[0])), o[0] as u16),
+            halves,
+        )),
+        // The first operand is the upper half.
+        integer(elementwise(
+            "cvt.rn.f16x2.f32",
+            "\tcvt.rn.f16x2.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| {
+                let high = half_bits(f16::from_f32(f(i[0])), (o[0] >> 16) as u16)?;
+                Some(high.max(half_bits(f16::from_f32(f(i[1])), o[0] as u16)?))
+            },
+            half_pairs,
+        )),
+        integer(elementwise(
+            "cvt.rn.bf16x2.f32",
+            "\tcvt.rn.bf16x2.f32 %r20, %r10, %r11;\n",
+            2,
+            |i, o| {
+                let high = bhalf_bits(bf16::from_f32(f(i[0])), (o[0] >> 16) as u16)?;
+                Some(high.max(bhalf_bits(bf16::from_f32(f(i[1])), o[0] as u16)?))
+            },
+            half_pairs,
+        )),
+        integer(elementwise(
+            "dp2a.lo.s32.u32",
+            "\tdp2a.lo.s32.u32 %r20, %r10, %r11, %r12;\n",
+            3,
+            |i, o| Some(dp2a(i, 0, o[0])),
+            words3,
+        )),
+        integer(elementwise(
+            "dp2a.hi.s32.u32",
+            "\tdp2a.hi.s32.u32 %r20, %r10, %r11, %r12;\n",
+            3,
+            |i, o| Some(dp2a(i, 2, o[0])),
+            words3,
+        )),
+        matrix("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "bf16"),
+        matrix("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "f16"),
+    ]
+}
+
+/// The ISA says no more than that products and sums have at least single precision. Sixteen additions that each
+/// lose up to an ulp of the magnitudes, and the last rounding.
+fn matrix(opcode: &'static str, ty: &'static str) -> Entry {
+    let (error, make): (fn(&[u32], &[u32]) -> Option<f64>, fn(&mut Vec<u32>)) = if ty == "bf16" {
+        (|i, o| mma_error(i, o, |x| bf16::from_bits(x).to_f64()), |v| mma_inputs(v, |x| bf16::from_f32(x).to_bits()))
+    } else {
+        (|i, o| mma_error(i, o, |x| f16::from_bits(x).to_f64()), |v| mma_inputs(v, |x| f16::from_f32(x).to_bits()))
+    };
+    Entry {
+        opcode,
+        shape: Shape::Mma(ty),
+        words_in: 32 * MMA_LANE_WORDS,
+        words_out: 32 * 4,
+        float_out: true,
+        unit: "2^-23 of the terms",
+        allowed: 17.0,
+        error,
+        make,
+    }
+}
+
+fn f(word: u32) -> f32 {
+    f32::from_bits(word)
+}
+
+/// The input as `.ftz` sees it.
+fn flushed(word: u32) -> f64 {
+    let x = f(word);
+    if x.is_subnormal() { 0f64.copysign(f64::from(x)) } else { f64::from(x) }
+}
+
+/// Units of the last place between an exact result and a flushed f32 one.
+fn ulp(exact: f64, got: f32) -> Option<f64> {
+    const LEAST: f64 = 1.175_494_350_822_287_5e-38;
+    if exact.is_nan() || got.is_nan() {
+        return (exact.is_nan() && got.is_nan()).then_some(0.0);
+    }
+    // Results at the edge of the subnormal range are zero, and may be just above.
+    if got == 0.0 && exact.abs() < LEAST * (1.0 + 1e-6) {
+        return Some(0.0);
+    }
+    let overflow = 2f64.powi(128);
+    if got.is_infinite() {
+        let beyond = exact.abs() >= overflow * (1.0 - 2f64.powi(-23));
+        return (beyond && exact.is_sign_positive() == got.is_sign_positive()).then_some(0.0);
+    }
+    if exact.is_infinite() {
+        return None;
+    }
+    let exponent = exact.abs().max(LEAST).min(overflow / 2.0).log2().floor();
+    Some((f64::from(got) - exact).abs() / (exponent - 23.0).exp2())
+}
+
+/// Representable numbers between two f32; any NaN is like any other, zeros are told apart by their sign.
+fn bits(want: f32, got: u32) -> Option<f64> {
+    let have = f(got);
+    if want.is_nan() || have.is_nan() {
+        return (want.is_nan() && have.is_nan()).then_some(0.0);
+    }
+    let place = |x: f32| {
+        let magnitude = i64::from(x.to_bits() & 0x7fff_ffff);
+        if x.is_sign_negative() { -1 - magnitude } else { magnitude }
+    };
+    Some((place(want) - place(have)).unsigned_abs() as f64)
+}
+
+fn half_bits(want: f16, got: u16) -> Option<f64> {
+    bits(want.to_f32(), f16::from_bits(got).to_f32().to_bits()).map(|d| if d == 0.0 { 0.0 } else { 1.0 })
+}
+
+fn bhalf_bits(want: bf16, got: u16) -> Option<f64> {
+    bits(want.to_f32(), bf16::from_bits(got).to_f32().to_bits()).map(|d| if d == 0.0 { 0.0 } else { 1.0 })
+}
+
+fn lg2_error(input: &[u32], output: &[u32]) -> Option<f64> {
+    let (x, got) = (flushed(input[0]), f(output[0]));
+    let exact = if x == 0.0 { f64::NEG_INFINITY } else { x.log2() };
+    if !exact.is_finite() {
+        let same = (exact.is_nan() && got.is_nan()) || exact == f64::from(got);
+        return same.then_some(0.0);
+    }
+    if !got.is_finite() {
+        return None;
+    }
+    let size = if x > 0.5 && x < 2.0 { 1.0 } else { exact.abs() };
+    Some((f64::from(got) - exact).abs() / (size * 2f64.powi(-22)))
+}
+
+fn dp2a(input: &[u32], first_byte: usize, got: u32) -> f64 {
+    let halves = [input[0] as i16, (input[0] >> 16) as i16];
+    let bytes = input[1].to_le_bytes();
+    let want = (0..2).fold(input[2] as i32, |sum, i| {
+        sum.wrapping_add(i32::from(halves[i]).wrapping_mul(i32::from(bytes[first_byte + i])))
+    });
+    (f64::from(want) - f64::from(got as i32)).abs()
+}
+
+/// Edge values of f32.
+fn edges() -> Vec<f32> {
+    let mut list = vec![0.0, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45, 1.17e-38, 0.5, 1.0];
+    list.extend([1.5, 2.0, 3.0, 1.0 + f32::EPSILON, 1.0 - f32::EPSILON / 2.0, 16_777_216.0, 4_294_967_040.0]);
+    list.extend([4_294_967_296.0, 65_504.0, 65_519.996, 65_520.0, 6e-8, 126.0, 127.0, 128.0, 127.999_99, 149.0]);
+    list.extend([125.999_99, 126.000_01, 1e30, 1e-30, std::f32::consts::LN_2, std::f32::consts::SQRT_2]);
+    let negative: Vec<f32> = list.iter().map(|x| -x).collect();
+    list.extend(negative);
+    list
+}
+
+/// Edge values, every exponent, a dense sweep of `low .. high`, random bits.
+fn unary(out: &mut Vec<u32>, low: f32, high: f32) {
+    const SWEEP: u32 = 60_000;
+    let mut rng = Rng(1);
+    out.extend(edges().iter().map(|x| x.to_bits()));
+    for exponent in 0..=255u32 {
+        for mantissa in [0, 1, 0x2a_aaaa, 0x3f_ffff, 0x40_0000, 0x40_0001, 0x7f_fffe, 0x7f_ffff] {
+            out.extend([exponent << 23 | mantissa, 1 << 31 | exponent << 23 | mantissa]);
+        }
+    }
+    out.extend((0..SWEEP).map(|i| (low + (high - low) * (i as f32 / SWEEP as f32)).to_bits()));
+    out.extend((0..20_000).map(|_| rng.next_u64() as u32));
+}
+
+/// `n` values at a time: pairs of edge values, then random ones of like and of unlike size.
+fn tuples(out: &mut Vec<u32>, n: usize) {
+    let edges = edges();
+    let mut rng = Rng(n as u64);
+    for &a in &edges {
+        for &b in &edges {
+            out.extend([a.to_bits(), b.to_bits()]);
+            // The third value is another one each time.
+            let at = out.len() / n;
+            out.extend((2..n).map(|i| edges[(at + i) % edges.len()].to_bits()));
+        }
+    }
+    for i in 0..40_000 {
+        for _ in 0..n {
+            let word = rng.next_u64() as u32;
+            // Every other tuple has exponents near 127: sums cancel, products stay in range.
+            out.push(if i % 2 == 0 { word } else { word & 0x80ff_ffff | 0x3f00_0000 });
+        }
+    }
+}
+
+fn integers(out: &mut Vec<u32>) {
+    let mut rng = Rng(3);
+    for shift in 0..32 {
+        let power = 1u32 << shift;
+        out.extend([power, power.wrapping_sub(1), power | 1, power.wrapping_neg(), !power]);
+    }
+    // Ties of 24 bits.
+    out.extend((0..256).map(|i| 0x0100_0000 + i));
+    out.extend((0..30_000).map(|i| (rng.next_u64() as u32) >> (i % 32)));
+}
+
+fn long_integers(out: &mut Vec<u32>) {
+    let mut rng = Rng(4);
+    let mut push = |x: u64| out.extend([x as u32, (x >> 32) as u32]);
+    for shift in 0..64 {
+        let power = 1u64 << shift;
+        [power, power.wrapping_sub(1), power | 1, power.wrapping_neg(), !power].into_iter().for_each(&mut push);
+        // A tie, and just off it, below the 24 bits of a number of this size.
+        if shift >= 25 {
+            let half = 1u64 << (shift - 24);
+            [power + half, power + half + 1, power + half - 1, power + 3 * half].into_iter().for_each(&mut push);
+        }
+    }
+    (0..30_000).for_each(|i| push(rng.next_u64() >> (i % 64)));
+}
+
+/// f32 around the halves: every f16 and bf16, ties and their neighbours, subnormals, overflow.
+fn halves(out: &mut Vec<u32>) {
+    let mut rng = Rng(5);
+    out.extend(edges().iter().map(|x| x.to_bits()));
+    for i in 0..4096u32 {
+        let half = f16::from_bits((i * 16 + i % 16) as u16).to_f32().to_bits();
+        out.extend([half, half.wrapping_add(0x1000), half.wrapping_add(0x0fff), half.wrapping_add(0x1001)]);
+        let bhalf = i << 20 | (i % 16) << 16;
+        out.extend([bhalf, bhalf | 0x8000, bhalf | 0x7fff, bhalf | 0x8001]);
+    }
+    out.extend((0..20_000).map(|_| (rng.next_u64() as u32) & 0x8fff_ffff | 0x3000_0000));
+    out.extend((0..20_000).map(|_| rng.next_u64() as u32));
+}
+
+fn half_pairs(out: &mut Vec<u32>) {
+    halves(out);
+    // Each value beside another one.
+    let rotated: Vec<u32> = out.iter().skip(7).chain(out.iter().take(7)).copied().collect();
+    *out = out.iter().zip(rotated).flat_map(|(&a, b)| [a, b]).collect();
+}
+
+fn words3(out: &mut Vec<u32>) {
+    let mut rng = Rng(6);
+    let edges = [0, 1, 0x7fff_7fff, 0x8000_8000, 0xffff_ffff, 0x8000_7fff, 0x00ff_00ff];
+    for a in edges {
+        for b in edges {
+            for c in edges {
+                out.extend([a, b, c]);
+            }
+        }
+    }
+    out.extend((0..90_000).map(|_| rng.next_u64() as u32));
+}
+
+/// 64 warps of fragments: like sizes, sizes far apart, and sums that cancel.
+fn mma_inputs(out: &mut Vec<u32>, round: fn(f32) -> u16) {
+    let mut rng = Rng(7);
+    for warp in 0..64 {
+        let mut element = || {
+            let size = match warp % 3 {
+                0 => 1.0,
+                1 => 2f32.powi(rng.below(16) as i32 - 8),
+                _ => 1000.0,
+            };
+            u32::from(round(rng.normal() * size))
+        };
+        for _ in 0..32 {
+            out.extend((0..6).map(|_| element() | element() << 16));
+            out.extend((0..4).map(|_| f(element() << 16).to_bits()));
+        }
+    }
+    // c as f32: the two lines above made bits of bf16 numbers of it; of f16 they would be tiny or huge.
+    let mut rng = Rng(8);
+    for lane in out.chunks_exact_mut(MMA_LANE_WORDS) {
+        lane[6..].iter_mut().for_each(|c| *c = (rng.normal() * 3.0).to_bits());
+    }
+}
+
+/// The largest error of a warp's product. Lane l holds rows g = l / 4 and g + 8, columns from 2 (l % 4).
+fn mma_error(input: &[u32], output: &[u32], value: fn(u16) -> f64) -> Option<f64> {
+    let lane = |l: usize| &input[l * MMA_LANE_WORDS..][..MMA_LANE_WORDS];
+    let pair = |word: u32| [value(word as u16), value((word >> 16) as u16)];
+    let (mut a, mut b) = ([[0.0; 16]; 16], [[0.0; 8]; 16]);
+    for l in 0..32 {
+        let (g, t, words) = (l / 4, 2 * (l % 4), lane(l));
+        for (register, (row, column)) in [(0, 0), (8, 0), (0, 8), (8, 8)].into_iter().enumerate() {
+            let [x, y] = pair(words[register]);
+            (a[g + row][t + column], a[g + row][t + column + 1]) = (x, y);
+        }
+        for (register, row) in [0, 8].into_iter().enumerate() {
+            let [x, y] = pair(words[4 + register]);
+            (b[t + row][g], b[t + row + 1][g]) = (x, y);
+        }
+    }
+    let mut worst = 0.0f64;
+    for l in 0..32 {
+        let (g, t, words) = (l / 4, 2 * (l % 4), lane(l));
+        for register in 0..4 {
+            let (row, column) = (g + 8 * (register / 2), t + register % 2);
+            let c = f64::from(f(words[6 + register]));
+            let (mut exact, mut size) = (c, c.abs());
+            for k in 0..16 {
+                let term = a[row][k] * b[k][column];
+                exact += term;
+                size += term.abs();
+            }
+            let got = f64::from(f(output[4 * l + register]));
+            let error = (got - exact).abs() / (size * 2f64.powi(-23));
+            if error.is_nan() {
+                return None;
+            }
+            worst = worst.max(error);
+        }
+    }
+    Some(worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ulp_is_a_unit_of_the_last_place_and_edges_are_edges() {
+        assert_eq!(ulp(1.0, 1.0 + f32::EPSILON), Some(1.0));
+        assert_eq!(ulp(1.0 + 2f64.powi(-24), 1.0), Some(0.5));
+        assert_eq!(ulp(1e-40, 0.0), Some(0.0));
+        assert_eq!(ulp(f64::INFINITY, f32::INFINITY), Some(0.0));
+        assert_eq!(ulp(f64::INFINITY, f32::MAX), None);
+        assert_eq!(ulp(f64::NEG_INFINITY, f32::INFINITY), None);
+        assert_eq!(ulp(1.0, f32::NAN), None);
+        assert_eq!(ulp(1.0, f32::INFINITY), None);
+        assert!(ulp(1.0, 0.0).unwrap() > 1e6);
+    }
+
+    #[test]
+    fn bits_count_representable_numbers() {
+        assert_eq!(bits(1.0, 1.0f32.to_bits() + 3), Some(3.0));
+        assert_eq!(bits(0.0, (-0.0f32).to_bits()), Some(1.0));
+        assert_eq!(bits(f32::NAN, 0x7fff_ffff), Some(0.0));
+        assert_eq!(bits(f32::NAN, 0), None);
+    }
+
+    #[test]
+    fn inputs_come_in_whole_tuples_and_kernels_have_names_of_their_own() {
+        let entries = all();
+        let names: std::collections::BTreeSet<_> = entries.iter().map(Entry::kernel).collect();
+        assert_eq!(names.len(), entries.len());
+        for entry in entries {
+            let inputs = entry.inputs();
+            assert!(!inputs.is_empty() && inputs.len() % entry.words_in == 0, "{}", entry.opcode);
+        }
+    }
+}
