@@ -20,7 +20,7 @@ pub struct Checks {
     pub mem: bool,
     /// Reads of what was never written.
     pub init: bool,
-    /// Accesses without an order. Not implemented yet: the switch is there, nothing is reported.
+    /// Conflicting accesses to shared memory without an order (global memory is not looked at yet).
     pub race: bool,
     /// Barriers and warp-wide operations. Deadlocks are reported in any case.
     pub sync: bool,

@@ -248,6 +248,8 @@ pub struct Access {
     pub n: u8,
     /// Sign-extend into wider registers.
     pub signed: bool,
+    /// Volatile, relaxed, acquire or release.
+    pub strong: bool,
     /// Address register, or [`R::NONE`].
     pub base: R,
     /// Added to the address.

@@ -157,3 +157,46 @@ fn forced_blocks_are_read_whatever_the_budget() {
     assert_eq!((head.blocks_read, head.blocks_total, head.path), (5, 64, Path::Planned));
     assert_eq!(head.metadata_bytes, 15 * (64 * 4 + 64 * 16));
 }
+
+#[test]
+fn any_finite_keys_and_queries_give_the_same_plan_everywhere_and_finite_outputs() {
+    let shape = Shape { layers: 1, q_heads: 4, kv_heads: 1, head_dim: 64, dtype: Dtype::Bf16 };
+    // From subnormal to the largest bf16, both signs.
+    let wild = |n: usize, seed: u64| {
+        let mut random = common::Random(seed);
+        let values = (0..n).map(move |_| {
+            let magnitude = (random.normal() * 60.0).clamp(-132.0, 127.9);
+            (magnitude as f64).exp2() as f32 * if random.normal() > 0.0 { 1.0 } else { -1.0 }
+        });
+        common::Tensor::new(Dtype::Bf16, values)
+    };
+    for seed in 0..4 {
+        let mut batch = Batch::random(shape, &[700, 200], seed);
+        for (i, tokens) in [700, 200].into_iter().enumerate() {
+            batch.k[i] = wild(tokens * 64, 10 * seed + i as u64);
+            batch.q[i] = if seed < 2 {
+                wild(4 * 64, 100 + seed)
+            } else {
+                Batch::random(shape, &[1], seed).q.remove(0)
+            };
+        }
+        for mirror in [Mirror::Bits2, Mirror::Bits4, Mirror::Box] {
+            let policy = match mirror {
+                Mirror::Box => Policy::Quest(Budget::Fraction(0.3)),
+                _ => Policy::Progressive { mass: 0.9 },
+            };
+            let [a, b] = [Device::cpu(), Device::reference()].map(|device| {
+                let (mut cache, sequences) = batch.cache(&device, mirror);
+                step(&batch, &mut cache, &sequences, &[0, 1], policy)
+            });
+            assert!(a.out.iter().chain(&b.out).all(|x| x.is_finite()));
+            for entry in 0..2 {
+                for head in 0..4 {
+                    let bits =
+                        |x: Option<&[f32]>| x.map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>());
+                    assert_eq!(bits(a.plan.log_mass(0, entry, head)), bits(b.plan.log_mass(0, entry, head)));
+                }
+            }
+        }
+    }
+}

@@ -92,8 +92,9 @@ fn a_cache_beyond_the_memory_is_refused_instead_of_aborting() {
 #[test]
 fn wrong_types_and_lengths_of_keys_and_values_change_nothing() {
     everywhere(|twins| {
-        let good = vec![f16::ONE; 3 * TOKEN];
-        let other = vec![bf16::ONE; 3 * TOKEN];
+        // 20 tokens take a new block of either sequence: a slot reserved too early would be missed.
+        let good = vec![f16::ONE; 20 * TOKEN];
+        let other = vec![bf16::ONE; 20 * TOKEN];
         let remedy = "convert it or create the cache with bf16";
         twins.refuses("k of another type", &["k is bf16, but the cache holds f16", remedy], |life| {
             life.cache.append(life.sequences[0], 0, &other, &good)
@@ -101,18 +102,21 @@ fn wrong_types_and_lengths_of_keys_and_values_change_nothing() {
         twins.refuses("v of another type", &["v is bf16, but the cache holds f16", remedy], |life| {
             life.cache.append(life.sequences[0], 0, &good, &other)
         });
-        let layout = "[tokens = 2, kv_heads = 2, head_dim = 64]";
-        twins.refuses("k with a part of a token", &["k has 383 elements, expected 256", layout], |life| {
+        let layout = "[tokens = 19, kv_heads = 2, head_dim = 64]";
+        twins.refuses("k with a part of a token", &["k has 2559 elements, expected 2432", layout], |life| {
             life.cache.append(life.sequences[1], 0, &good[1..], &good)
         });
-        twins.refuses("v shorter than k", &["v has 256 elements, expected 384", "[tokens = 3, "], |life| {
-            life.cache.append(life.sequences[1], 1, &good, &good[..2 * TOKEN])
+        twins.refuses(
+            "v shorter than k",
+            &["v has 2432 elements, expected 2560", "[tokens = 20, "],
+            |life| life.cache.append(life.sequences[1], 1, &good, &good[..19 * TOKEN]),
+        );
+        twins.refuses("v longer than k", &["v has 2560 elements, expected 2432", layout], |life| {
+            life.cache.append(life.sequences[1], 1, &good[..19 * TOKEN], &good)
         });
-        twins.refuses("v longer than k", &["v has 384 elements, expected 256", layout], |life| {
-            life.cache.append(life.sequences[1], 1, &good[..2 * TOKEN], &good)
-        });
+        let layout = "[tokens = 2, kv_heads = 2, head_dim = 64]";
         twins.refuses("a batch with a row too many", &["k has 384 elements, expected 256", layout], |life| {
-            life.cache.append_batch(0, &life.sequences, &good, &good)
+            life.cache.append_batch(0, &life.sequences, &good[..3 * TOKEN], &good[..2 * TOKEN])
         });
         twins.refuses("a batch with a row too few", &["v has 128 elements, expected 256", layout], |life| {
             life.cache.append_batch(0, &life.sequences, &good[..2 * TOKEN], &good[..TOKEN])

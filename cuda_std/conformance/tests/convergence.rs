@@ -59,7 +59,7 @@ fn lane_0(words: &[u32]) -> [u32; 5] {
 
 /// Small integers in both 16-bit formats would differ in bits; these patterns are powers of two in each.
 fn words(n: usize) -> Vec<u32> {
-    (0..n as u32).map(|i| 0x3c00_4000 + (i % 4 << 10) + (i % 3 << 26)).collect()
+    (0..n as u32).map(|i| 0x3c00_4000 + ((i % 4) << 10) + ((i % 3) << 26)).collect()
 }
 
 #[test]

@@ -59,7 +59,15 @@ impl<'a> Decoder<'a> {
             }
             (s, None) => s,
         };
-        Ok(Access { space, bytes: ty.bytes() as u8, n: n as u8, signed: ty.is_signed(), base, offset })
+        Ok(Access {
+            space,
+            bytes: ty.bytes() as u8,
+            n: n as u8,
+            signed: ty.is_signed(),
+            strong: false,
+            base,
+            offset,
+        })
     }
 
     /// Registers of a scalar or vector operand; the fifth and later go to the pool.
@@ -164,6 +172,7 @@ impl<'a> Decoder<'a> {
 
     fn ld_st(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let space = self.space(m)?;
+        let strong = ["volatile", "relaxed", "acquire", "release", "mmio"].iter().any(|w| m.has(w));
         let policy = self.hints(m);
         let n = self.vector(m);
         let Some(ty) = m.ty() else { return self.bad(format!("`{}` has no type", m.full)) };
@@ -180,7 +189,7 @@ impl<'a> Decoder<'a> {
         }
         let load = m.name != "st";
         let (reg, addr) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
-        let access = self.access(m, addr, space, ty, n)?;
+        let access = Access { strong, ..self.access(m, addr, space, ty, n)? };
         let (r, more) = self.list(m, reg, n, ty, load)?;
         self.emit(if load { Op::Ld { m: access, d: r, more } } else { Op::St { m: access, s: r, more } });
         Ok(true)

@@ -54,6 +54,7 @@ impl Machine<'_> {
     ) {
         self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base, a, b]);
         self.addresses(cta, wi, m.base, m.offset);
+        self.strong_order(cta, wi);
         let bytes = usize::from(m.bytes);
         // A generic address into the shared window is a shared atomic; one warp, one space.
         let mut space = m.space;

@@ -52,6 +52,12 @@ impl Machine<'_> {
             b.popc += (mask & if pneg { !v } else { v }).count_ones();
             self.check_pred(w, pc, mask, p);
         }
+        let w = &mut cta.warps[wi];
+        for (s, &t) in b.seen.iter_mut().zip(&w.clock.seen) {
+            *s = (*s).max(t);
+        }
+        b.seen[wi & 31] = w.clock.time;
+        w.clock.time += 1;
         self.n.barriers += 1;
         cta.bar_event = true;
         if arrive { Flow::Next } else { Flow::Wait(State::Bar(id as u8)) }
@@ -71,7 +77,9 @@ impl Machine<'_> {
     fn release(&mut self, cta: &mut Cta, id: usize) {
         let b = std::mem::take(&mut cta.bars[id]);
         let insts = self.insts;
+        cta.releases += 1;
         for w in &mut cta.warps {
+            let live = w.exists & !w.exited;
             for i in 0..w.groups.len() {
                 let g = w.groups[i];
                 if g.state != State::Bar(id as u8) {
@@ -91,6 +99,10 @@ impl Machine<'_> {
                         _ => self.set_pred(w, g.mask, dp, if b.popc > 0 { u32::MAX } else { 0 }),
                     }
                 }
+                for (s, &t) in w.clock.seen.iter_mut().zip(&b.seen) {
+                    *s = (*s).max(t);
+                }
+                w.clock.sync(live, live);
                 w.groups[i].state = State::Ready;
                 w.groups[i].pc += 1;
             }

@@ -76,6 +76,9 @@ impl Machine<'_> {
         if !load {
             self.check_regs(&mut cta.warps[wi], pc, mask, list);
         }
+        if load && self.check_race {
+            self.race_read(cta, wi, pc, &s, 16, true);
+        }
         let Cta { shared, shared_known, warps, .. } = cta;
         let w = &mut warps[wi];
         for (m, &reg) in list.iter().enumerate() {

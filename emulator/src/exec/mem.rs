@@ -2,11 +2,11 @@
 //!
 //! An access first becomes 32 addresses, then places: which allocation (or the CTA's shared memory,
 //! or the lane's local memory) and the offset in it. Lanes whose place is wrong are reported and
-//! drop out; a load gives them zero. `cp.async` moves its bytes when it is waited for, not before,
-//! so that a read ahead of the wait sees what it could see on hardware.
+//! drop out; a load gives them zero.
 
 use super::lanes::lanes;
-use super::{Cta, Machine, Pending};
+use super::race;
+use super::{Cta, Machine};
 use crate::error::Error;
 use crate::inst::*;
 use crate::memory::{Bits, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END};
@@ -362,32 +362,6 @@ impl Machine<'_> {
         });
     }
 
-    /// Counts sectors or bank conflicts of an access.
-    pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
-        if !self.count || s.ok == 0 {
-            return;
-        }
-        let addr = &cta.warps[wi].addr;
-        match s.space {
-            Space::Global => {
-                let bytes = u64::from(s.ok.count_ones()) * total as u64;
-                let sectors = sectors(addr, s.ok, total);
-                if write {
-                    self.n.global_bytes_written += bytes;
-                    self.n.global_sectors_written += sectors;
-                } else {
-                    self.n.global_bytes_read += bytes;
-                    self.n.global_sectors_read += sectors;
-                }
-            }
-            Space::Shared => {
-                self.n.shared_accesses += 1;
-                self.n.bank_conflicts += conflicts(addr, s.ok, total);
-            }
-            _ => {}
-        }
-    }
-
     #[allow(clippy::too_many_arguments)]
     pub(super) fn load(
         &mut self,
@@ -403,8 +377,14 @@ impl Machine<'_> {
         self.addresses(cta, wi, m.base, m.offset);
         let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
         let total = n * bytes;
+        if m.strong {
+            self.strong_order(cta, wi);
+        }
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, false);
+            if this.check_race && !m.strong {
+                this.race_read(cta, wi, pc, &s, total, false);
+            }
             this.count_access(cta, wi, &s, total, false);
             if this.check_init {
                 this.check_written(cta, wi, pc, &s, total);
@@ -475,11 +455,16 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
             self.check_regs(&mut cta.warps[wi], pc, mask, &src[..n.min(4)]);
         }
+        if m.strong {
+            self.strong_order(cta, wi);
+        }
         self.addresses(cta, wi, m.base, m.offset);
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
-            let Cta { shared, shared_known, warps, .. } = cta;
+            let races = this.check_race && !m.strong && s.space == Space::Shared;
+            let mut conflict: Option<(u32, u16, &'static str)> = None;
+            let Cta { shared, shared_known, warps, records, releases, .. } = cta;
             let w = &mut warps[wi];
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
@@ -502,6 +487,25 @@ impl Machine<'_> {
                 }
                 Space::Shared => {
                     for lane in lanes(s.ok) {
+                        if races {
+                            let mut new = [0u8; 64];
+                            for j in 0..n {
+                                write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
+                            }
+                            let at = s.offset[lane]..s.offset[lane] + total;
+                            let values = Some((&shared[at.clone()], &new[..total]));
+                            let hit = race::write(
+                                &mut records[at],
+                                &w.clock,
+                                *releases,
+                                w.index,
+                                lane as u32,
+                                values,
+                            );
+                            if let Some((other, kind)) = hit {
+                                conflict.get_or_insert((lane as u32, other, kind));
+                            }
+                        }
                         for j in 0..n {
                             write_le(shared, s.offset[lane] + j * bytes, bytes, w.bank.get(reg(j), lane));
                         }
@@ -527,271 +531,9 @@ impl Machine<'_> {
                 }
                 _ => {}
             }
+            if let Some((lane, other, kind)) = conflict {
+                this.race_found(cta, wi, pc, lane, other, kind);
+            }
         });
     }
-
-    #[allow(clippy::too_many_arguments)]
-    pub(super) fn cp_async(
-        &mut self,
-        cta: &mut Cta,
-        wi: usize,
-        pc: u32,
-        mask: u32,
-        (dst, doff): (R, i64),
-        (src, soff): (R, i64),
-        bytes: u8,
-        src_bytes: R,
-    ) {
-        self.check_regs(&mut cta.warps[wi], pc, mask, &[dst, src, src_bytes]);
-        let total = usize::from(bytes);
-        self.addresses(cta, wi, dst, doff);
-        let to = self.spots(cta, wi, pc, mask, Space::Shared, total, true);
-        self.count_access(cta, wi, &to, total, true);
-        let mut size = [bytes; 32];
-        if src_bytes.some() {
-            let v = cta.warps[wi].bank.r32(src_bytes);
-            for i in 0..32 {
-                size[i] = v[i].min(u32::from(bytes)) as u8;
-            }
-        }
-        self.addresses(cta, wi, src, soff);
-        // Lanes that copy nothing may have any address.
-        let reads = lanes(to.ok).filter(|&i| size[i] > 0).fold(0, |m, i| m | 1 << i);
-        let mut good = to.ok;
-        if reads != 0 {
-            let partial = lanes(reads).any(|i| size[i] != bytes);
-            let from = if partial {
-                // Bounds follow the bytes really read; alignment follows the copy.
-                self.partial_spots(cta, wi, pc, reads, total, &size)
-            } else {
-                self.spots(cta, wi, pc, reads, Space::Global, total, false)
-            };
-            self.count_access(cta, wi, &from, total, false);
-            if self.check_init && !partial {
-                self.check_written(cta, wi, pc, &from, total);
-            }
-            good = (to.ok & !reads) | from.ok;
-        }
-        let w = &mut cta.warps[wi];
-        for lane in lanes(good) {
-            w.pending.push(Pending {
-                lane: lane as u8,
-                bytes,
-                src_bytes: size[lane],
-                dst: to.offset[lane] as u32,
-                src: w.addr[lane],
-                group: w.committed[lane],
-                pc,
-            });
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn partial_spots(
-        &mut self,
-        cta: &mut Cta,
-        wi: usize,
-        pc: u32,
-        mask: u32,
-        total: usize,
-        size: &[u8; 32],
-    ) -> Spots {
-        let mut out = Spots { space: Space::Global, ok: 0, alloc: [0; 32], uniform: false, offset: [0; 32] };
-        for lane in lanes(mask) {
-            let one = 1u32 << lane;
-            let n = usize::from(size[lane]);
-            let a = cta.warps[wi].addr[lane];
-            if a & (total as u64 - 1) != 0 {
-                // Reports the misalignment.
-                self.spots(cta, wi, pc, one, Space::Global, total, false);
-                continue;
-            }
-            let inside = self.l.mem.find(a).is_some_and(|i| {
-                let al = &self.l.mem.allocs[i];
-                al.live && a - al.base + n as u64 <= al.size
-            });
-            if inside {
-                if let Some(i) = self.l.mem.find(a) {
-                    out.alloc[lane] = i as u32;
-                    out.offset[lane] = (a - self.l.mem.allocs[i].base) as usize;
-                }
-                out.ok |= one;
-            } else {
-                self.spots(cta, wi, pc, one, Space::Global, total, false);
-            }
-        }
-        out
-    }
-
-    /// Completes all but the newest `pending` groups of each lane.
-    pub(super) fn cp_wait(&mut self, cta: &mut Cta, wi: usize, mask: u32, pending: u32) {
-        let Cta { shared, shared_known, warps, .. } = cta;
-        let w = &mut warps[wi];
-        let committed = w.committed;
-        let check_init = self.check_init;
-        let mem = &self.l.mem;
-        let mut last = 0usize;
-        w.pending.retain(|p| {
-            let lane = usize::from(p.lane);
-            // wait_all also takes what was not committed.
-            let done = if pending == u32::MAX { true } else { p.group + pending < committed[lane] };
-            if mask >> lane & 1 == 0 || !done {
-                return true;
-            }
-            let (n, total, dst) = (usize::from(p.src_bytes), usize::from(p.bytes), p.dst as usize);
-            let to = &mut shared[dst..dst + total];
-            to.fill(0);
-            if n > 0 {
-                let hit = mem.allocs.get(last).is_some_and(|a| p.src.wrapping_sub(a.base) < a.size);
-                if !hit {
-                    match mem.find(p.src) {
-                        Some(i) => last = i,
-                        None => return false,
-                    }
-                }
-                let a = &mem.allocs[last];
-                let at = (p.src - a.base) as usize;
-                if let Some(from) = a.data.get(at..at + n) {
-                    to[..n].copy_from_slice(from);
-                }
-            }
-            if check_init {
-                shared_known.set(dst, total);
-            }
-            let _ = p.pc;
-            false
-        });
-    }
-
-    /// A print of the device runtime: `%d %i %u %x %X %o %c %s %f %e %g %p %ld %lu %lld %llu %lx`.
-    pub(super) fn vprintf(&mut self, cta: &mut Cta, wi: usize, mask: u32, args: u32, ret: u32) {
-        let size = self.l.prog.local_bytes as usize;
-        for lane in lanes(mask) {
-            let w = &mut cta.warps[wi];
-            let at = lane * size + args as usize;
-            let (format, list) = (read_le(&w.local, at, 8), read_le(&w.local, at + 8, 8));
-            let text = self.string(format);
-            let local = &cta.warps[wi].local;
-            let start = list.wrapping_sub(LOCAL_WINDOW) as usize;
-            let values = if start < size { &local[lane * size + start..(lane + 1) * size] } else { &[][..] };
-            let line = self.print(&text, values);
-            self.output.push_str(&line);
-            if ret != u32::MAX {
-                let w = &mut cta.warps[wi];
-                let at = lane * size + ret as usize;
-                write_le(&mut w.local, at, 4, 1);
-                w.local_known.set(at, 4);
-            }
-        }
-    }
-
-    /// Zero-terminated bytes in global memory.
-    fn string(&self, addr: u64) -> String {
-        let Some(i) = self.l.mem.find(addr) else { return String::new() };
-        let a = &self.l.mem.allocs[i];
-        let from = (addr - a.base) as usize;
-        let bytes = a.data.get(from..).unwrap_or(&[]);
-        let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
-        String::from_utf8_lossy(&bytes[..end]).into_owned()
-    }
-
-    fn print(&self, format: &str, values: &[u8]) -> String {
-        let mut out = String::new();
-        let mut at = 0usize;
-        let mut take = |n: usize| {
-            at = at.next_multiple_of(n);
-            let v = if at + n <= values.len() { read_le(values, at, n) } else { 0 };
-            at += n;
-            v
-        };
-        let mut chars = format.chars().peekable();
-        while let Some(c) = chars.next() {
-            if c != '%' {
-                out.push(c);
-                continue;
-            }
-            let mut long = false;
-            while let Some(&c) = chars.peek() {
-                match c {
-                    'l' | 'z' => long = true,
-                    '0'..='9' | '.' | '-' | '+' | ' ' | '#' | 'h' => {}
-                    _ => break,
-                }
-                chars.next();
-            }
-            let n = if long { 8 } else { 4 };
-            match chars.next() {
-                Some('d' | 'i') if long => out.push_str(&(take(8) as i64).to_string()),
-                Some('d' | 'i') => out.push_str(&(take(4) as u32 as i32).to_string()),
-                Some('u') => out.push_str(&take(n).to_string()),
-                Some('x') => out.push_str(&format!("{:x}", take(n))),
-                Some('X') => out.push_str(&format!("{:X}", take(n))),
-                Some('o') => out.push_str(&format!("{:o}", take(n))),
-                Some('p') => out.push_str(&format!("{:#x}", take(8))),
-                Some('c') => out.push(char::from(take(4) as u8)),
-                Some('f') => out.push_str(&format!("{:.6}", f64::from_bits(take(8)))),
-                Some('e' | 'g') => out.push_str(&format!("{:e}", f64::from_bits(take(8)))),
-                Some('s') => {
-                    let s = self.string(take(8));
-                    out.push_str(&s);
-                }
-                Some(other) => out.push(other),
-                None => {}
-            }
-        }
-        out
-    }
-}
-
-/// Distinct 32-byte sectors.
-fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
-    let t = total as u64;
-    if mask == u32::MAX && (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) {
-        return (addr[31] + t - 1) / 32 - addr[0] / 32 + 1;
-    }
-    // At most 33 sectors a lane would need more than 1 KiB an access: two is the most here.
-    let mut list = [0u64; 64];
-    let mut n = 0;
-    for i in lanes(mask) {
-        let (a, b) = (addr[i] / 32, (addr[i] + t - 1) / 32);
-        for s in [a, b] {
-            if !list[..n].contains(&s) && n < 64 {
-                list[n] = s;
-                n += 1;
-            }
-        }
-    }
-    n as u64
-}
-
-/// Passes over the 32 banks beyond those needed: 4-byte accesses take one pass, 8-byte ones two of
-/// half a warp, 16-byte ones four of a quarter.
-fn conflicts(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
-    let t = total as u64;
-    if (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) || (1..32).all(|i| addr[i] == addr[0]) {
-        return 0;
-    }
-    let phases = (total / 4).clamp(1, 4);
-    let per = 32 / phases;
-    let mut extra = 0;
-    for p in 0..phases {
-        let mut words = [0u64; 32 * 4];
-        let mut n = 0;
-        let mut banks = [0u8; 32];
-        for i in p * per..(p + 1) * per {
-            if mask >> i & 1 == 0 {
-                continue;
-            }
-            for k in 0..total.div_ceil(4).min(4) {
-                let w = addr[i] / 4 + k as u64;
-                if !words[..n].contains(&w) {
-                    words[n] = w;
-                    n += 1;
-                    banks[(w % 32) as usize] += 1;
-                }
-            }
-        }
-        extra += u64::from(banks.iter().max().copied().unwrap_or(0).saturating_sub(1));
-    }
-    extra
 }

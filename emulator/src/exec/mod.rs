@@ -12,9 +12,13 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod copies;
 mod lanes;
 mod matrix;
 mod mem;
+mod print;
+mod race;
+mod traffic;
 mod warp;
 
 use crate::device::Options;
@@ -82,6 +86,7 @@ struct Warp {
     pending: Vec<Pending>,
     committed: [u32; 32],
     executed: u64,
+    clock: race::Clock,
     addr: [u64; 32],
 }
 
@@ -92,6 +97,8 @@ struct Barrier {
     /// For the reductions.
     popc: u32,
     threads: u32,
+    /// Times of the warps that came.
+    seen: [u32; 32],
 }
 
 struct Cta {
@@ -99,6 +106,12 @@ struct Cta {
     shared: Vec<u8>,
     shared_known: Bits,
     bars: [Barrier; 16],
+    /// Last accesses to shared memory, empty when nobody looks.
+    records: Vec<race::Record>,
+    /// Barriers released so far.
+    releases: u32,
+    /// Times seen by strong accesses.
+    strong_seen: [u32; 32],
     warps: Vec<Warp>,
     /// A barrier changed since it was last looked at.
     bar_event: bool,
@@ -153,6 +166,7 @@ struct Machine<'a> {
     check_init: bool,
     check_mem: bool,
     check_sync: bool,
+    check_race: bool,
     count: bool,
     cta_id: [u32; 3],
     output: String,
@@ -192,6 +206,7 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         check_init: options.checks.init,
         check_mem: options.checks.mem,
         check_sync: options.checks.sync,
+        check_race: options.checks.race,
         count: options.counters,
         cta_id: [0; 3],
         output: String::new(),
@@ -275,6 +290,7 @@ impl Machine<'_> {
                 pending: Vec::new(),
                 committed: [0; 32],
                 executed: 0,
+                clock: race::Clock::new(),
                 addr: [0; 32],
             })
             .collect();
@@ -283,6 +299,9 @@ impl Machine<'_> {
             shared: vec![0; self.l.shared as usize],
             shared_known: Bits::new(self.l.shared as usize),
             bars: [Barrier::default(); 16],
+            records: if self.check_race { vec![race::FRESH; self.l.shared as usize] } else { Vec::new() },
+            releases: 0,
+            strong_seen: [0; 32],
             warps,
             bar_event: false,
             next: 0,
@@ -295,6 +314,9 @@ impl Machine<'_> {
         // A pattern that is neither zero nor a small number, so that luck does not hide a fault.
         cta.shared.fill(0xcd);
         cta.bars = [Barrier::default(); 16];
+        cta.records.fill(race::FRESH);
+        cta.releases = 0;
+        cta.strong_seen = [0; 32];
         cta.next = 0;
         let [bx, by, _] = self.l.block;
         let threads = self.l.block.iter().product::<u32>();
@@ -318,6 +340,9 @@ impl Machine<'_> {
             w.pending.clear();
             w.committed = [0; 32];
             w.executed = 0;
+            if self.check_race {
+                w.clock.reset();
+            }
             for (r, c, value) in &self.l.consts {
                 for lane in 0..32usize {
                     let v = match c {

@@ -139,6 +139,7 @@ impl Machine<'_> {
                     Ok(m) => m,
                     Err(flow) => return flow,
                 };
+                w.clock.sync(mask & members, w.exists & !w.exited);
                 self.across(op, w, pc, mask, members);
             }
             Op::Ldmatrix { .. } | Op::Stmatrix { .. } | Op::Movmatrix { .. } | Op::Mma { .. } => {
@@ -154,6 +155,8 @@ impl Machine<'_> {
                     });
                 }
                 self.matrix(op, cta, wi, pc, mask);
+                let w = &mut cta.warps[wi];
+                w.clock.sync(mask, live);
             }
             Op::Vprintf { args, ret } => self.vprintf(cta, wi, mask, args, ret),
             Op::Nop | Op::Nanosleep | Op::Fence => {}
@@ -217,7 +220,10 @@ impl Machine<'_> {
     fn warp_sync(&mut self, w: &mut Warp, pc: u32, mask: u32, gi: usize, m: R) -> Flow {
         let insts = self.insts;
         match self.members(w, pc, mask, gi, m) {
-            Ok(_) => Flow::Next,
+            Ok(members) => {
+                w.clock.sync(mask & members, w.exists & !w.exited);
+                Flow::Next
+            }
             Err(Flow::Wait(State::Sync(need))) => {
                 // Lanes may come by different instructions: together they fill the mask.
                 let at_sync = |g: &super::Group| {
@@ -227,6 +233,7 @@ impl Machine<'_> {
                 if need & !together != 0 {
                     return Flow::Wait(State::Sync(need));
                 }
+                w.clock.sync(need, w.exists & !w.exited);
                 for g in w.groups.iter_mut().filter(|g| at_sync(g)) {
                     g.state = State::Ready;
                     g.pc += 1;

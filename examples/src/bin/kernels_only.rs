@@ -15,6 +15,8 @@ use ptx_emulator::{Arg, Device, LaunchConfig, Module, Options};
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const D: usize = 64;
     const TOKENS: usize = 64;
+    /// The channel to look at.
+    const CHANNEL: usize = 40;
     let module = Module::parse(kernels_gpu::PTX)?;
     let mut device = Device::new(Options::default());
 
@@ -67,17 +69,30 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     let config = LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
     let report = device.launch(&module, launch.kernel.name, config, &args)?;
-    println!("{}: {} finding(s)", launch.kernel.name, report.findings.len());
+    println!(
+        "{} ran on the emulator: {} finding(s) of its checkers",
+        launch.kernel.name,
+        report.findings.len()
+    );
+    for finding in &report.findings {
+        println!("  {finding}");
+    }
 
     let mut page = vec![0u8; page_bytes];
     device.copy_from(mirror, &mut page)?;
     let half = |at: usize| f16::from_le_bytes([page[at], page[at + 1]]).to_f32();
-    println!("channel 40: zero {}, step {}", half(2 * 40), half(step_offset(D) + 2 * 40));
+    let (zero, step) = (half(2 * CHANNEL), half(step_offset(D) + 2 * CHANNEL));
+    println!(
+        "{TOKENS} keys of {D} f16 ({} bytes) became a 2-bit mirror page of {page_bytes} bytes.",
+        2 * TOKENS * D
+    );
+    println!("Channel {CHANNEL}, mirrored as zero + code * step = {zero} + code * {step}:");
     for t in [0, 16, 40, 63] {
-        let word = plane_offset(D, 0) + t * D / 4 + 4 * (40 / 16);
+        let word = plane_offset(D, 0) + t * D / 4 + 4 * (CHANNEL / 16);
         let word = u32::from_le_bytes([page[word], page[word + 1], page[word + 2], page[word + 3]]);
-        let code = (word >> code_shift(40)) & 3;
-        println!("token {t:2}: key {:+.2}, code {code}", key(t, 40));
+        let code = (word >> code_shift(CHANNEL)) & 3;
+        let mirrored = zero + code as f32 * step;
+        println!("  token {t:2}: key {:+7.2}, code {code}, mirrored {mirrored:+7.2}", key(t, CHANNEL));
     }
     Ok(())
 }

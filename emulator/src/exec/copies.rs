@@ -1,0 +1,163 @@
+//! `cp.async`: checked when issued, moved when waited for.
+//!
+//! A read ahead of the wait sees what it could see on hardware: the old bytes.
+
+use super::lanes::lanes;
+use super::mem::Spots;
+use super::{Cta, Machine, Pending, race};
+use crate::inst::R;
+use crate::types::Space;
+
+impl Machine<'_> {
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn cp_async(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        (dst, doff): (R, i64),
+        (src, soff): (R, i64),
+        bytes: u8,
+        src_bytes: R,
+    ) {
+        self.check_regs(&mut cta.warps[wi], pc, mask, &[dst, src, src_bytes]);
+        let total = usize::from(bytes);
+        self.addresses(cta, wi, dst, doff);
+        let to = self.spots(cta, wi, pc, mask, Space::Shared, total, true);
+        self.count_access(cta, wi, &to, total, true);
+        if self.check_race {
+            let mut conflict = None;
+            let Cta { warps, records, releases, .. } = cta;
+            let w = &warps[wi];
+            for lane in lanes(to.ok) {
+                let at = to.offset[lane]..to.offset[lane] + total;
+                let hit = race::write(&mut records[at], &w.clock, *releases, w.index, lane as u32, None);
+                if let (Some((other, kind)), None) = (hit, conflict) {
+                    conflict = Some((lane as u32, other, kind));
+                }
+            }
+            if let Some((lane, other, kind)) = conflict {
+                self.race_found(cta, wi, pc, lane, other, kind);
+            }
+        }
+        let mut size = [bytes; 32];
+        if src_bytes.some() {
+            let v = cta.warps[wi].bank.r32(src_bytes);
+            for i in 0..32 {
+                size[i] = v[i].min(u32::from(bytes)) as u8;
+            }
+        }
+        self.addresses(cta, wi, src, soff);
+        // Lanes that copy nothing may have any address.
+        let reads = lanes(to.ok).filter(|&i| size[i] > 0).fold(0, |m, i| m | 1 << i);
+        let mut good = to.ok;
+        if reads != 0 {
+            let partial = lanes(reads).any(|i| size[i] != bytes);
+            let from = if partial {
+                // Bounds follow the bytes really read; alignment follows the copy.
+                self.partial_spots(cta, wi, pc, reads, total, &size)
+            } else {
+                self.spots(cta, wi, pc, reads, Space::Global, total, false)
+            };
+            self.count_access(cta, wi, &from, total, false);
+            if self.check_init && !partial {
+                self.check_written(cta, wi, pc, &from, total);
+            }
+            good = (to.ok & !reads) | from.ok;
+        }
+        let w = &mut cta.warps[wi];
+        for lane in lanes(good) {
+            w.pending.push(Pending {
+                lane: lane as u8,
+                bytes,
+                src_bytes: size[lane],
+                dst: to.offset[lane] as u32,
+                src: w.addr[lane],
+                group: w.committed[lane],
+                pc,
+            });
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn partial_spots(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        total: usize,
+        size: &[u8; 32],
+    ) -> Spots {
+        let mut out = Spots { space: Space::Global, ok: 0, alloc: [0; 32], uniform: false, offset: [0; 32] };
+        for lane in lanes(mask) {
+            let one = 1u32 << lane;
+            let n = usize::from(size[lane]);
+            let a = cta.warps[wi].addr[lane];
+            if a & (total as u64 - 1) != 0 {
+                // Reports the misalignment.
+                self.spots(cta, wi, pc, one, Space::Global, total, false);
+                continue;
+            }
+            let inside = self.l.mem.find(a).is_some_and(|i| {
+                let al = &self.l.mem.allocs[i];
+                al.live && a - al.base + n as u64 <= al.size
+            });
+            if inside {
+                if let Some(i) = self.l.mem.find(a) {
+                    out.alloc[lane] = i as u32;
+                    out.offset[lane] = (a - self.l.mem.allocs[i].base) as usize;
+                }
+                out.ok |= one;
+            } else {
+                self.spots(cta, wi, pc, one, Space::Global, total, false);
+            }
+        }
+        out
+    }
+
+    /// Completes all but the newest `pending` groups of each lane.
+    pub(super) fn cp_wait(&mut self, cta: &mut Cta, wi: usize, mask: u32, pending: u32) {
+        let Cta { shared, shared_known, warps, records, .. } = cta;
+        let w = &mut warps[wi];
+        let (clock, check_race) = (&w.clock, self.check_race);
+        let committed = w.committed;
+        let check_init = self.check_init;
+        let mem = &self.l.mem;
+        let mut last = 0usize;
+        w.pending.retain(|p| {
+            let lane = usize::from(p.lane);
+            // wait_all also takes what was not committed.
+            let done = if pending == u32::MAX { true } else { p.group + pending < committed[lane] };
+            if mask >> lane & 1 == 0 || !done {
+                return true;
+            }
+            let (n, total, dst) = (usize::from(p.src_bytes), usize::from(p.bytes), p.dst as usize);
+            let to = &mut shared[dst..dst + total];
+            to.fill(0);
+            if n > 0 {
+                let hit = mem.allocs.get(last).is_some_and(|a| p.src.wrapping_sub(a.base) < a.size);
+                if !hit {
+                    match mem.find(p.src) {
+                        Some(i) => last = i,
+                        None => return false,
+                    }
+                }
+                let a = &mem.allocs[last];
+                let at = (p.src - a.base) as usize;
+                if let Some(from) = a.data.get(at..at + n) {
+                    to[..n].copy_from_slice(from);
+                }
+            }
+            if check_race {
+                race::landed(&mut records[dst..dst + total], clock);
+            }
+            if check_init {
+                shared_known.set(dst, total);
+            }
+            let _ = p.pc;
+            false
+        });
+    }
+}

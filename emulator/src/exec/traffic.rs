@@ -1,0 +1,87 @@
+//! Counters of memory traffic: sectors of global memory, passes over the banks of shared memory.
+
+use super::lanes::lanes;
+use super::mem::Spots;
+use super::{Cta, Machine};
+use crate::types::Space;
+
+impl Machine<'_> {
+    /// Counts sectors or bank conflicts of an access.
+    pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
+        if !self.count || s.ok == 0 {
+            return;
+        }
+        let addr = &cta.warps[wi].addr;
+        match s.space {
+            Space::Global => {
+                let bytes = u64::from(s.ok.count_ones()) * total as u64;
+                let sectors = sectors(addr, s.ok, total);
+                if write {
+                    self.n.global_bytes_written += bytes;
+                    self.n.global_sectors_written += sectors;
+                } else {
+                    self.n.global_bytes_read += bytes;
+                    self.n.global_sectors_read += sectors;
+                }
+            }
+            Space::Shared => {
+                self.n.shared_accesses += 1;
+                self.n.bank_conflicts += conflicts(addr, s.ok, total);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Distinct 32-byte sectors.
+fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+    let t = total as u64;
+    if mask == u32::MAX && (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) {
+        return (addr[31] + t - 1) / 32 - addr[0] / 32 + 1;
+    }
+    // At most 33 sectors a lane would need more than 1 KiB an access: two is the most here.
+    let mut list = [0u64; 64];
+    let mut n = 0;
+    for i in lanes(mask) {
+        let (a, b) = (addr[i] / 32, (addr[i] + t - 1) / 32);
+        for s in [a, b] {
+            if !list[..n].contains(&s) && n < 64 {
+                list[n] = s;
+                n += 1;
+            }
+        }
+    }
+    n as u64
+}
+
+/// Passes over the 32 banks beyond those needed: 4-byte accesses take one pass, 8-byte ones two of
+/// half a warp, 16-byte ones four of a quarter.
+fn conflicts(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+    let t = total as u64;
+    if (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) || (1..32).all(|i| addr[i] == addr[0]) {
+        return 0;
+    }
+    let phases = (total / 4).clamp(1, 4);
+    let per = 32 / phases;
+    let mut extra = 0;
+    for p in 0..phases {
+        let mut words = [0u64; 32 * 4];
+        let mut n = 0;
+        let mut banks = [0u8; 32];
+        for i in p * per..(p + 1) * per {
+            if mask >> i & 1 == 0 {
+                continue;
+            }
+            for k in 0..total.div_ceil(4).min(4) {
+                let w = addr[i] / 4 + k as u64;
+                if !words[..n].contains(&w) {
+                    words[n] = w;
+                    n += 1;
+                    banks[(w % 32) as usize] += 1;
+                }
+            }
+        }
+        extra += u64::from(banks.iter().max().copied().unwrap_or(0).saturating_sub(1));
+    }
+    extra
+}
