@@ -52,8 +52,9 @@ pub enum Status {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Status::NotFound { tried, detail } => {
-                write!(f, "no CUDA driver library: {detail} (tried {})", tried.join(", "))
+            // The loader's words about a file that is not there say no more.
+            Status::NotFound { tried, .. } => {
+                write!(f, "there is no CUDA driver library {}", tried.first().map_or("", String::as_str))
             }
             Status::Wrong { file, detail } => write!(f, "{file} is not a usable CUDA driver: {detail}"),
             Status::Loaded { path, version: Ok(version) } => {
