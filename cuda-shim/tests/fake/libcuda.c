@@ -132,7 +132,7 @@ static CUresult take(struct block **list, u64 *out, u64 size) {
     if (!size) return INVALID_VALUE;
     if (used + size > memory_limit) return OUT_OF_MEMORY;
     struct block *b = calloc(1, sizeof *b);
-    b->base = aligned_alloc(256, (size + 255) / 256 * 256), b->size = size, b->number = block_count++;
+    b->base = aligned_alloc(256, (size + 255) / 256 * 256), b->size = size, b->number = list == &blocks ? block_count++ : -1;
     if (!b->base) return free(b), OUT_OF_MEMORY;
     memset(b->base, 0, size);
     b->next = *list, *list = b, used += size, *out = (u64)b->base;

@@ -39,7 +39,8 @@ impl Fake {
 
     /// There is no library.
     pub fn empty(test: &str) -> Fake {
-        let folder = std::env::temp_dir().join(format!("psa-fake-cuda-{test}-{}", std::process::id()));
+        let folder =
+            Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("fake-cuda-{test}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder).unwrap();
         Fake { folder }

@@ -6,7 +6,7 @@
 //! Trap: after an illegal address or the like every call on the context fails, destructors too. The device
 //! is then marked lost with the first error, nothing of it is destroyed any more, and the context is given up.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::mem::ManuallyDrop;
 use std::path::Path;
@@ -55,7 +55,7 @@ fn start() -> Result<u32, Unavailable> {
     of_cust(cust::init(CudaFlags::empty())).map_err(|failure| {
         const NO_DEVICE: u32 = 100;
         let detail = words(failure);
-        match refused(Path::new("/dev/nvidiactl")).or_else(|| refused(Path::new("/dev/nvidia0"))) {
+        match ["/dev/nvidiactl", "/dev/nvidia0"].iter().find_map(|file| refused(Path::new(file), open)) {
             Some(denied) => denied,
             None if failure.code == NO_DEVICE => Unavailable::NoDevice {
                 detail: hidden().map_or(detail.clone(), |hidden| format!("{detail}; {hidden}")),
@@ -71,10 +71,13 @@ fn start() -> Result<u32, Unavailable> {
     Ok(version)
 }
 
+fn open(file: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).open(file)
+}
+
 /// A device file that exists and may not be opened.
-fn refused(file: &Path) -> Option<Unavailable> {
-    let opened = OpenOptions::new().read(true).write(true).open(file);
-    opened
+fn refused(file: &Path, open: impl Fn(&Path) -> std::io::Result<File>) -> Option<Unavailable> {
+    open(file)
         .is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
         .then(|| Unavailable::NoPermission { file: file.to_owned() })
 }
@@ -306,8 +309,12 @@ mod tests {
 
     #[test]
     fn a_device_file_counts_as_refused_only_if_it_is_there_and_closed() {
-        assert_eq!(refused(Path::new("/dev/null")), None);
-        assert_eq!(refused(Path::new("/dev/there-is-no-such-file")), None);
+        let file = Path::new("/dev/nvidiactl");
+        let failing = |kind: ErrorKind| move |_: &Path| Err(std::io::Error::from(kind));
+        let error = refused(file, failing(ErrorKind::PermissionDenied)).unwrap();
+        assert!(error.to_string().contains("no permission to open /dev/nvidiactl; add the user"), "{error}");
+        assert_eq!(refused(file, failing(ErrorKind::NotFound)), None);
+        assert_eq!(refused(Path::new("/dev/null"), open), None);
     }
 
     #[test]
