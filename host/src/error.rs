@@ -152,6 +152,17 @@ pub enum Error {
         /// The device.
         device: String,
     },
+    /// There is no such GPU, or it cannot be used.
+    #[error("no GPU: {0}")]
+    NoGpu(#[from] crate::driver::Unavailable),
+    /// The device failed for good: no call on it will work again.
+    #[error("{call}: {detail}")]
+    DeviceLost {
+        /// What was tried.
+        call: String,
+        /// The device, the error that destroyed its context, and what was queued then.
+        detail: String,
+    },
     /// The device failed.
     #[error("{device}: {call}: {detail}")]
     Backend {

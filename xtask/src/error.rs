@@ -101,6 +101,12 @@ pub enum Error {
     /// The committed PTX is not what the sources give.
     #[error("{0}\n  remedy: `cargo xtask build-ptx`, then commit kernels-gpu/ptx")]
     Stale(String),
+    /// A generated source is not what its origin gives.
+    #[error("{0}\n  remedy: `cargo xtask generate`, then commit the file")]
+    StaleSource(String),
+    /// The bindings look different from what `generate` reads.
+    #[error("cannot read the bindings of cust_raw: {0}\n  remedy: adapt xtask/src/generate.rs to them")]
+    Bindings(String),
     /// The PTX breaks a rule.
     #[error("{0}")]
     BadPtx(String),
@@ -123,6 +129,8 @@ impl Error {
             Error::Command { .. }
             | Error::HashMismatch { .. }
             | Error::Stale(_)
+            | Error::StaleSource(_)
+            | Error::Bindings(_)
             | Error::BadPtx(_)
             | Error::TestsFailed { .. }
             | Error::Unhealthy(_) => 1,

@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -8,6 +8,7 @@ mod device;
 mod device_crates;
 mod doctor;
 mod error;
+mod generate;
 mod pipeline;
 mod process;
 mod ptx;
@@ -81,6 +82,16 @@ enum Task {
         #[arg(long)]
         verify: bool,
     },
+    /// Write the forwarding functions of cuda-shim from cust_raw's bindings
+    #[command(
+        after_help = "Examples:\n  cargo xtask generate            after another version of cust_raw\n  \
+                            cargo xtask generate --check    fail if the committed file is not what the bindings give"
+    )]
+    Generate {
+        /// Compare with the committed file instead of writing it
+        #[arg(long)]
+        check: bool,
+    },
     /// Run the main job on bundled data: builds psa and runs `psa demo`
     #[command(
         after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo -- --help      what `psa demo` accepts"
@@ -108,6 +119,7 @@ fn main() -> ExitCode {
         Task::Setup { purpose } => setup::setup(&workspace, purpose),
         Task::Doctor { json } => doctor::doctor(&workspace, json),
         Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::Generate { check } => generate::generate(&workspace, check),
         Task::Demo { arguments } => demo::demo(&workspace, &arguments),
         Task::Test { quick } => suite::test(&workspace, quick),
     };

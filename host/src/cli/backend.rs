@@ -13,24 +13,22 @@ pub enum Backend {
     Cpu,
     /// The shipped PTX on the CPU, with the emulator's checkers on; slow
     Emulator,
-    /// An NVIDIA GPU; not in this version
+    /// An NVIDIA GPU, the one that --gpu names
     Cuda,
     /// The plain definition of every stage; slow
     Reference,
 }
 
 impl Backend {
-    /// The device. `seed` is the order in which the emulator schedules.
-    pub fn device(self, seed: u64) -> Result<Device, CliError> {
+    /// The device. `seed` is the order in which the emulator schedules, `gpu` the index of the GPU.
+    pub fn device(self, seed: u64, gpu: usize) -> Result<Device, CliError> {
         match self {
             Backend::Cpu => Ok(Device::cpu()),
             Backend::Reference => Ok(Device::reference()),
             Backend::Emulator => Ok(emulator(seed)),
-            Backend::Cuda => Err(CliError::Backend {
+            Backend::Cuda => Device::cuda(gpu).map_err(|error| CliError::Backend {
                 backend: "cuda",
-                reason: "running on a GPU is planned but not in this version; use cpu, or emulator to run \
-                         the PTX that a GPU would run"
-                    .into(),
+                reason: format!("{error}. Or use cpu, or emulator to run the PTX that a GPU would run"),
             }),
         }
     }

@@ -46,7 +46,7 @@ pub struct EvalArgs {
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
     let progress = Progress::new(args.progress);
-    let device = args.replay.backend.device(args.replay.seed)?;
+    let device = args.replay.backend.device(args.replay.seed, args.replay.gpu)?;
     let traces = Traces::load(&args.traces)?;
     let cases = traces.select(args.replay.case.as_deref())?;
     progress.say(&format!("{} case(s) of {}: exact masses", cases.len(), traces.origin));

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kernels_gpu::layout;
+use psa::driver::{Gpu, cuda};
 use serde::{Deserialize, Serialize};
 
 use super::{CliError, Table, Verdict};
@@ -42,7 +42,7 @@ struct PtxInfo {
 
 #[derive(Serialize)]
 struct DeviceInfo {
-    name: &'static str,
+    name: String,
     available: bool,
     detail: String,
 }
@@ -115,24 +115,48 @@ fn devices() -> Vec<DeviceInfo> {
     let features = vector_features();
     let features = if features.is_empty() { "none".to_owned() } else { features.join(", ") };
     let threads = rayon::current_num_threads();
-    let driver = match cuda_driver() {
-        Some(path) => format!("driver found at {}", path.display()),
-        None => "no driver found".to_owned(),
-    };
-    vec![
+    let mut devices = vec![
         DeviceInfo {
-            name: "cpu",
+            name: "cpu".to_owned(),
             available: true,
             detail: format!("{} with vector features {features}; {threads} threads", std::env::consts::ARCH),
         },
-        DeviceInfo { name: "reference", available: true, detail: "the plain definition; slow".to_owned() },
         DeviceInfo {
-            name: "emulator",
+            name: "reference".to_owned(),
+            available: true,
+            detail: "the plain definition; slow".to_owned(),
+        },
+        DeviceInfo {
+            name: "emulator".to_owned(),
             available: true,
             detail: "runs the embedded PTX on the CPU, checked; slow".to_owned(),
         },
-        DeviceInfo { name: "cuda", available: false, detail: format!("not in this version; {driver}") },
-    ]
+    ];
+    match cuda::devices() {
+        Ok(gpus) => devices.extend(gpus.iter().map(gpu)),
+        Err(reason) => {
+            devices.push(DeviceInfo { name: "cuda".to_owned(), available: false, detail: reason.to_string() })
+        }
+    }
+    devices
+}
+
+fn gpu(gpu: &Gpu) -> DeviceInfo {
+    DeviceInfo {
+        name: format!("cuda:{}", gpu.index),
+        available: gpu.sm >= 80,
+        detail: format!(
+            "{}, compute capability {}.{}{}, {} multiprocessors, {:.1} GiB; driver with CUDA {}.{}",
+            gpu.name,
+            gpu.sm / 10,
+            gpu.sm % 10,
+            if gpu.sm >= 80 { "" } else { " (the kernels need 8.0)" },
+            gpu.multiprocessors,
+            gpu.memory as f64 / (1u64 << 30) as f64,
+            gpu.driver / 1000,
+            gpu.driver % 1000 / 10,
+        ),
+    }
 }
 
 /// Vector extensions that this CPU has and that matter here.
@@ -156,17 +180,6 @@ fn vector_features() -> Vec<&'static str> {
     {
         Vec::new()
     }
-}
-
-/// Where the CUDA driver's library lies, without loading it.
-fn cuda_driver() -> Option<PathBuf> {
-    let search = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let usual = ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib"];
-    std::env::split_paths(&search)
-        .chain(usual.iter().map(|folder| Path::new(folder).to_owned()))
-        .filter(|folder| folder.is_absolute())
-        .map(|folder| folder.join("libcuda.so.1"))
-        .find(|file| file.exists())
 }
 
 fn text(info: &Info) -> String {

@@ -27,6 +27,9 @@ pub struct ReplayArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
+    /// Which GPU the cuda backend uses, by its number in `psa info`; other backends ignore it
+    #[arg(long, value_name = "INDEX", default_value_t = 0)]
+    pub gpu: usize,
     /// Order in which the emulator schedules; results do not depend on it, and other backends ignore it
     #[arg(long, default_value_t = 0)]
     pub seed: u64,

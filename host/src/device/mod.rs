@@ -37,15 +37,18 @@ impl Device {
     {
         let device = name.to_owned();
         Device::from_factory(name, move |spec| {
-            let driver = make().map_err(|e| failed(&device, "open")(e.to_string()))?;
+            let driver = make().map_err(failed(&device, "open"))?;
             Ok(Box::new(Kernels::new(driver, spec)?))
         })
     }
 }
 
 /// Error of a call on a device.
-fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(String) -> Error + 'a {
-    move |detail| Error::Backend { device: device.into(), call: call.into(), detail }
+fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(DriverError) -> Error + 'a {
+    move |error| match error {
+        DriverError::Lost { .. } => Error::DeviceLost { call: call.into(), detail: error.to_string() },
+        _ => Error::Backend { device: device.into(), call: call.into(), detail: error.to_string() },
+    }
 }
 
 /// Device memory that grows on demand and keeps its address otherwise.
@@ -104,9 +107,8 @@ impl Kernels {
         let name = driver.name();
         let kind = spec.mirror.kind();
         let extents = &spec.extents;
-        let mut alloc = |bytes: usize, what: &str| {
-            driver.alloc(bytes.max(1), what).map_err(|e| failed(&name, "allocate")(e.to_string()))
-        };
+        let mut alloc =
+            |bytes: usize, what: &str| driver.alloc(bytes.max(1), what).map_err(failed(&name, "allocate"));
         let cache = CacheAddresses {
             shape: spec.shape,
             mirror_kind: kind,
@@ -237,13 +239,13 @@ impl Backend for Kernels {
             self.driver
                 .upload(block, bytemuck::cast_slice(&slots[change.blocks.clone()]))
                 .and_then(|()| self.driver.upload(page, bytemuck::cast_slice(&pages[change.groups.clone()])))
-                .map_err(|e| failed(&self.name, "upload tables")(e.to_string()))?;
+                .map_err(failed(&self.name, "upload tables"))?;
         }
         Ok(())
     }
 
     fn append(&mut self, _: &Tables, step: &AppendStep<'_>) -> Result<(), Error> {
-        self.append_step(step).map_err(|e| failed(&self.name, "append")(e.to_string()))
+        self.append_step(step).map_err(|e| failed(&self.name, "append")(e))
     }
 
     fn decode(
@@ -253,9 +255,13 @@ impl Backend for Kernels {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error> {
         if let Ranking::TrueMass(_) = step.ranking {
-            return Err(failed(&self.name, "decode")("no kernel ranks by true mass".into()));
+            return Err(Error::Backend {
+                device: self.name.clone(),
+                call: "decode".into(),
+                detail: "no kernel ranks by true mass".into(),
+            });
         }
-        self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e.to_string()))
+        self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))
     }
 }
 

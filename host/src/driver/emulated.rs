@@ -6,7 +6,7 @@
 use psa_codegen::{ArgValue, Launch};
 use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options};
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, describe};
 
 /// How the emulated device runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,31 +132,4 @@ impl Driver for Emulated {
 
 fn memory(call: &'static str, address: u64, bytes: usize, e: &dyn std::fmt::Display) -> DriverError {
     DriverError::Memory { call, address, bytes, detail: e.to_string() }
-}
-
-/// Kernel, grid, block, shared memory and the parameters with their names.
-fn describe(launch: &Launch) -> String {
-    let args: Vec<String> = launch
-        .kernel
-        .params
-        .iter()
-        .zip(&launch.args)
-        .map(|(p, a)| match a {
-            ArgValue::Ptr(v) => format!("{}={v:#x}", p.name),
-            ArgValue::F32(v) => format!("{}={v}", p.name),
-            ArgValue::F64(v) => format!("{}={v}", p.name),
-            ArgValue::U32(v) => format!("{}={v}", p.name),
-            ArgValue::I32(v) => format!("{}={v}", p.name),
-            ArgValue::U64(v) => format!("{}={v}", p.name),
-            ArgValue::I64(v) => format!("{}={v}", p.name),
-        })
-        .collect();
-    format!(
-        "kernel {} grid {:?} block {:?} shared {} ({})",
-        launch.kernel.name,
-        launch.grid,
-        launch.block,
-        launch.shared_bytes,
-        args.join(", ")
-    )
 }

@@ -1,14 +1,23 @@
 //! The seam between the toolkit and a device: memory, copies, launches.
 //!
 //! A driver executes untyped [`Launch`]es that the kernels' typed launchers built, so that it knows no
-//! kernel. Addresses are plain `u64`, as in the launches. [`Emulated`] runs the shipped PTX on the CPU;
-//! a CUDA driver fits the same trait.
+//! kernel. Addresses are plain `u64`, as in the launches. [`Emulated`] runs the shipped PTX on the CPU,
+//! [`cuda`] on a GPU.
 
 mod emulated;
+mod gpu;
+
+// Elsewhere the same names say why there is no GPU, so that callers need no cfg of their own.
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+pub mod cuda;
+#[cfg(not(all(feature = "cuda", target_os = "linux")))]
+#[path = "without_cuda.rs"]
+pub mod cuda;
 
 pub use emulated::{Counters, Emulated, EmulatedOptions};
+pub use gpu::{Gpu, Unavailable};
 
-use psa_codegen::Launch;
+use psa_codegen::{ArgValue, Launch};
 
 /// What went wrong in a driver, with everything needed to see why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +63,16 @@ pub enum DriverError {
         findings: usize,
         /// The first one.
         first: String,
+    },
+    /// An earlier error destroyed the device's context: every call says so, with that error.
+    #[error(
+        "{device} is lost: {detail}; what was in its memory is gone, restart the program to use it again"
+    )]
+    Lost {
+        /// The device.
+        device: String,
+        /// The error, and what was queued when it showed.
+        detail: String,
     },
     /// The PTX does not load.
     #[error("the PTX module does not load on {device}: {detail}")]
@@ -136,4 +155,31 @@ pub trait Driver: Send {
     fn counters(&self) -> Option<Counters> {
         None
     }
+}
+
+/// Kernel, grid, block, shared memory and the parameters with their names.
+fn describe(launch: &Launch) -> String {
+    let args: Vec<String> = launch
+        .kernel
+        .params
+        .iter()
+        .zip(&launch.args)
+        .map(|(p, a)| match a {
+            ArgValue::Ptr(v) => format!("{}={v:#x}", p.name),
+            ArgValue::F32(v) => format!("{}={v}", p.name),
+            ArgValue::F64(v) => format!("{}={v}", p.name),
+            ArgValue::U32(v) => format!("{}={v}", p.name),
+            ArgValue::I32(v) => format!("{}={v}", p.name),
+            ArgValue::U64(v) => format!("{}={v}", p.name),
+            ArgValue::I64(v) => format!("{}={v}", p.name),
+        })
+        .collect();
+    format!(
+        "kernel {} grid {:?} block {:?} shared {} ({})",
+        launch.kernel.name,
+        launch.grid,
+        launch.block,
+        launch.shared_bytes,
+        args.join(", ")
+    )
 }
