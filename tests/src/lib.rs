@@ -326,8 +326,5 @@ pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: u
     // out = o * (1 / l): the reciprocal and one rounding. lse = (m + log2 l) ln 2: the logarithm is at most
     // log2 n, 2^-22 is 4 u; then a sum, a product and a rounded constant.
     let reciprocal = (-22f64).exp2() + u;
-    (
-        (2.0 * factor + reciprocal) * value,
-        factor + score + 6.0 * u * (top.abs() + n.log2().abs() + 1.0),
-    )
+    ((2.0 * factor + reciprocal) * value, factor + score + 6.0 * u * (top.abs() + n.log2().abs() + 1.0))
 }

@@ -73,7 +73,8 @@ pub fn gather(folder: &Path) -> Result<Results, Error> {
     files.sort();
     let mut records = Vec::new();
     for file in files {
-        let text = String::from_utf8_lossy(&std::fs::read(&file).map_err(Error::io("read", &file))?).into_owned();
+        let text =
+            String::from_utf8_lossy(&std::fs::read(&file).map_err(Error::io("read", &file))?).into_owned();
         records.extend(text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()));
     }
     Ok(Results { schema: SCHEMA.into(), environment, parts, records })
@@ -125,17 +126,15 @@ impl Results {
     /// Whole steps, each with its speed-up over our own dense step of the same shape.
     fn steps(&self) -> Vec<Vec<String>> {
         let number = |r: &Value, key: &str| r[key].as_f64().unwrap_or(0.0);
-        let shape = |r: &Value| {
-            ["batch", "tokens", "kv_heads", "group", "head_dim"].map(|key| number(r, key) as u64)
-        };
+        let shape =
+            |r: &Value| ["batch", "tokens", "kv_heads", "group", "head_dim"].map(|key| number(r, key) as u64);
         let steps: Vec<&Value> =
             self.records.iter().filter(|r| r["part"] == "time" && r["what"] == "step").collect();
         let mut rows: Vec<([u64; 5], Vec<String>)> = steps
             .iter()
             .map(|r| {
-                let dense = steps.iter().find(|d| {
-                    d["by"] == "psa" && d["policy"] == "dense" && shape(d) == shape(r)
-                });
+                let dense =
+                    steps.iter().find(|d| d["by"] == "psa" && d["policy"] == "dense" && shape(d) == shape(r));
                 let ratio = dense.map_or(0.0, |d| number(d, "median_us") / number(r, "median_us"));
                 let text = |key: &str| r[key].as_str().unwrap_or_default().to_owned();
                 let row = vec![

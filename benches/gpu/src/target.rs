@@ -55,12 +55,28 @@ impl Backend {
     pub fn driver(self, ptx: &str) -> Result<Box<dyn Driver>, Error> {
         match self {
             Backend::Emulator => Ok(Box::new(Emulated::with_ptx(EmulatedOptions::default(), ptx)?)),
-            Backend::Cuda(_) => Err(Error::Backend {
-                backend: self.to_string(),
-                reason: "this program was built without the CUDA driver".into(),
-            }),
+            Backend::Cuda(index) => cuda(self, index, ptx),
         }
     }
+}
+
+#[cfg(target_os = "linux")]
+fn cuda(backend: Backend, index: usize, ptx: &str) -> Result<Box<dyn Driver>, Error> {
+    use psa::driver::cuda::{CubinCache, CudaDevice};
+    let device =
+        CudaDevice::open_with_ptx(index, &CubinCache::Usual, ptx).map_err(|error| Error::Backend {
+            backend: backend.to_string(),
+            reason: format!("{error}. `--backend emulator` runs the same PTX on the CPU"),
+        })?;
+    Ok(Box::new(device.driver()?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn cuda(backend: Backend, _: usize, _: &str) -> Result<Box<dyn Driver>, Error> {
+    Err(Error::Backend {
+        backend: backend.to_string(),
+        reason: psa::driver::Unavailable::NotBuilt.to_string(),
+    })
 }
 
 struct Inner {

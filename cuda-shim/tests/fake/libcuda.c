@@ -368,6 +368,20 @@ API CUresult cuMemcpyDtoHAsync_v2(void *to, u64 from, size_t size, struct stream
     memcpy(to, (void *)from, size);
     RETURN(0);
 }
+API CUresult cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t size, struct stream *s) {
+    ENTER_CONTEXT(cuMemcpyDtoDAsync_v2, "%zu", size);
+    NEED(s, STREAM);
+    if (!holding(blocks, from, size) || !holding(blocks, to, size)) RETURN(INVALID_VALUE);
+    memcpy((void *)to, (void *)from, size);
+    RETURN(0);
+}
+API CUresult cuMemsetD32Async(u64 to, unsigned value, size_t words, struct stream *s) {
+    ENTER_CONTEXT(cuMemsetD32Async, "%u %zu", value, words);
+    NEED(s, STREAM);
+    if (!holding(blocks, to, 4 * words)) RETURN(INVALID_VALUE);
+    for (size_t i = 0; i < words; i++) ((unsigned *)to)[i] = value;
+    RETURN(0);
+}
 
 /* ---- modules: a "cubin" is a mark and the PTX ---- */
 

@@ -2,9 +2,7 @@
 //! recorded queries, and random shapes; each compared with the reference, then replayed, then in another batch.
 
 use psa::traces::{Case as Trace, Elements, Traces};
-use psa::{
-    Budget, CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, KvCache, Mirror, Policy, Shape,
-};
+use psa::{Budget, CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, KvCache, Mirror, Policy, Shape};
 use psa_tests::{Rng, Sequence, Tensor, Workload, run_forced};
 
 use super::{Extent, Options, Verdict, compare};
@@ -261,12 +259,7 @@ fn recorded(traces: &Traces, extent: Extent, cases: &mut Vec<Case>) {
         }
         let workload = Workload { shape, sequences: vec![last_step(trace)] };
         for policy in [Policy::Dense, Policy::Progressive { mass: 0.95 }] {
-            cases.push(Case::new(
-                &format!("trace {}", trace.name),
-                workload.clone(),
-                Mirror::Bits2,
-                policy,
-            ));
+            cases.push(Case::new(&format!("trace {}", trace.name), workload.clone(), Mirror::Bits2, policy));
         }
     }
 }

@@ -202,10 +202,7 @@ fn run_plan(
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let order = &order[b * max_blocks..][..blocks];
         if let Some(rank) = want.order.iter().zip(order).position(|(a, b)| a != b) {
-            return Err(format!(
-                "entry {b}, rank {rank}: block {} for {}",
-                order[rank], want.order[rank]
-            ));
+            return Err(format!("entry {b}, rank {rank}: block {} for {}", order[rank], want.order[rank]));
         }
         if want.count as u32 != count[b] {
             return Err(format!("entry {b}: count {} for {}", count[b], want.count));

@@ -232,9 +232,15 @@ pub fn all() -> Vec<Entry> {
 /// lose up to an ulp of the magnitudes, and the last rounding.
 fn matrix(opcode: &'static str, ty: &'static str) -> Entry {
     let (error, make): (fn(&[u32], &[u32]) -> Option<f64>, fn(&mut Vec<u32>)) = if ty == "bf16" {
-        (|i, o| mma_error(i, o, |x| bf16::from_bits(x).to_f64()), |v| mma_inputs(v, |x| bf16::from_f32(x).to_bits()))
+        (
+            |i, o| mma_error(i, o, |x| bf16::from_bits(x).to_f64()),
+            |v| mma_inputs(v, |x| bf16::from_f32(x).to_bits()),
+        )
     } else {
-        (|i, o| mma_error(i, o, |x| f16::from_bits(x).to_f64()), |v| mma_inputs(v, |x| f16::from_f32(x).to_bits()))
+        (
+            |i, o| mma_error(i, o, |x| f16::from_bits(x).to_f64()),
+            |v| mma_inputs(v, |x| f16::from_f32(x).to_bits()),
+        )
     };
     Entry {
         opcode,
@@ -329,7 +335,18 @@ fn dp2a(input: &[u32], first_byte: usize, got: u32) -> f64 {
 fn edges() -> Vec<f32> {
     let mut list = vec![0.0, f32::INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45, 1.17e-38, 0.5, 1.0];
     list.extend([1.5, 2.0, 3.0, 1.0 + f32::EPSILON, 1.0 - f32::EPSILON / 2.0, 16_777_216.0, 4_294_967_040.0]);
-    list.extend([4_294_967_296.0, 65_504.0, 65_519.996, 65_520.0, 6e-8, 126.0, 127.0, 128.0, 127.999_99, 149.0]);
+    list.extend([
+        4_294_967_296.0,
+        65_504.0,
+        65_519.996,
+        65_520.0,
+        6e-8,
+        126.0,
+        127.0,
+        128.0,
+        127.999_99,
+        149.0,
+    ]);
     list.extend([125.999_99, 126.000_01, 1e30, 1e-30, std::f32::consts::LN_2, std::f32::consts::SQRT_2]);
     let negative: Vec<f32> = list.iter().map(|x| -x).collect();
     list.extend(negative);
@@ -387,11 +404,15 @@ fn long_integers(out: &mut Vec<u32>) {
     let mut push = |x: u64| out.extend([x as u32, (x >> 32) as u32]);
     for shift in 0..64 {
         let power = 1u64 << shift;
-        [power, power.wrapping_sub(1), power | 1, power.wrapping_neg(), !power].into_iter().for_each(&mut push);
+        [power, power.wrapping_sub(1), power | 1, power.wrapping_neg(), !power]
+            .into_iter()
+            .for_each(&mut push);
         // A tie, and just off it, below the 24 bits of a number of this size.
         if shift >= 25 {
             let half = 1u64 << (shift - 24);
-            [power + half, power + half + 1, power + half - 1, power + 3 * half].into_iter().for_each(&mut push);
+            [power + half, power + half + 1, power + half - 1, power + 3 * half]
+                .into_iter()
+                .for_each(&mut push);
         }
     }
     (0..30_000).for_each(|i| push(rng.next_u64() >> (i % 64)));

@@ -185,9 +185,9 @@ fn same(entry: &Entry, a: &[u32], b: &[u32]) -> bool {
     a == b
         || (entry.float_out
             && a.len() == b.len()
-            && a.iter().zip(b).all(|(&a, &b)| {
-                a == b || (f32::from_bits(a).is_nan() && f32::from_bits(b).is_nan())
-            }))
+            && a.iter()
+                .zip(b)
+                .all(|(&a, &b)| a == b || (f32::from_bits(a).is_nan() && f32::from_bits(b).is_nan())))
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ static PARAMS: [Param; 3] = [
 
 /// The module.
 pub fn ptx(entries: &[Entry]) -> String {
-    let mut text = String::from("// instruction ledger, generated\n.version 7.8\n.target sm_80\n.address_size 64\n");
+    let mut text =
+        String::from("// instruction ledger, generated\n.version 7.8\n.target sm_80\n.address_size 64\n");
     for entry in entries {
         text.push_str(&kernel(entry));
     }

@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 /// Operations that are exact for every type, floats included.
 const EXACT: &[&str] = &[
     "abs", "and", "bar", "bfe", "bfi", "bra", "brev", "clz", "copysign", "cvta", "exit", "fns", "isspacep",
-    "ld", "ldu", "lop3", "max", "membar", "min", "mov", "neg", "not", "or", "popc", "prefetch", "prmt", "ret",
-    "selp", "set", "setp", "shf", "shfl", "shl", "shr", "slct", "st", "testp", "trap", "vote", "xor",
+    "ld", "ldu", "lop3", "max", "membar", "min", "mov", "neg", "not", "or", "popc", "prefetch", "prmt",
+    "ret", "selp", "set", "setp", "shf", "shfl", "shl", "shr", "slct", "st", "testp", "trap", "vote", "xor",
 ];
 
 /// Operations that are exact for integers.
@@ -64,7 +64,8 @@ mod tests {
     #[test]
     fn conversions_are_exact_between_integers_only() {
         assert!(exact("cvt.u64.u32") && exact("cvt.u16.u32") && exact("add.s64") && exact("mul.wide.u32"));
-        for opcode in ["cvt.rn.f32.u64", "cvt.f32.f16", "cvt.rn.bf16x2.f32", "cvt.rna.tf32.f32", "add.rn.f32"] {
+        for opcode in ["cvt.rn.f32.u64", "cvt.f32.f16", "cvt.rn.bf16x2.f32", "cvt.rna.tf32.f32", "add.rn.f32"]
+        {
             assert!(!exact(opcode), "{opcode}");
         }
         // Unknown counts as inexact.

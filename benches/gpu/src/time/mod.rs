@@ -104,12 +104,13 @@ pub fn run(
             continue;
         }
         progress(&setting.to_string());
-        match Rig::new(driver, *setting, template) {
-            Ok(mut rig) => {
-                let result = one_setting(driver, &mut rig, copy_gb_s, effort, &mut outcome);
-                rig.release(driver)?;
-                result?;
-            }
+        let done = Rig::new(driver, *setting, template).and_then(|mut rig| {
+            let done = one_setting(driver, &mut rig, copy_gb_s, effort, &mut outcome);
+            rig.release(driver)?;
+            done
+        });
+        match done {
+            Ok(()) => {}
             Err(Error::Driver(e @ DriverError::OutOfMemory { .. })) => outcome
                 .records
                 .push(Record::Left { name: setting.to_string(), reason: format!("no memory: {e}") }),

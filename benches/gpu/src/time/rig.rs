@@ -152,13 +152,7 @@ impl Holder<'_> {
 }
 
 fn shape(group: usize) -> Shape {
-    Shape {
-        layers: 1,
-        q_heads: KV_HEADS * group,
-        kv_heads: KV_HEADS,
-        head_dim: HEAD_DIM,
-        dtype: Dtype::Bf16,
-    }
+    Shape { layers: 1, q_heads: KV_HEADS * group, kv_heads: KV_HEADS, head_dim: HEAD_DIM, dtype: Dtype::Bf16 }
 }
 
 /// 0 .. n in random order.

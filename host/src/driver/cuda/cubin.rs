@@ -60,17 +60,17 @@ pub enum Origin {
     Cache,
 }
 
-/// Loads the kernels into the current context.
-pub(super) fn load(gpu: &Gpu, cache: &CubinCache) -> Result<(Module, Origin), DriverError> {
+/// Loads the kernels of `ptx` into the current context.
+pub(super) fn load(gpu: &Gpu, cache: &CubinCache, ptx: &str) -> Result<(Module, Origin), DriverError> {
     let error = |detail| DriverError::Module { device: format!("cuda:{} ({})", gpu.index, gpu.name), detail };
     let driver = [gpu.driver.to_string(), driver_release().unwrap_or_default()].join(" ");
-    let file = cache.folder().map(|folder| folder.join(key(kernels_gpu::PTX, gpu, &driver) + ".cubin"));
+    let file = cache.folder().map(|folder| folder.join(key(ptx, gpu, &driver) + ".cubin"));
     if let Some(cubin) = file.as_deref().and_then(read)
         && let Ok(module) = Module::from_cubin(&cubin, &[])
     {
         return Ok((module, Origin::Cache));
     }
-    let cubin = raw::compile(kernels_gpu::PTX, "psa_kernels.ptx").map_err(|rejected| {
+    let cubin = raw::compile(ptx, "psa_kernels.ptx").map_err(|rejected| {
         let words = words(rejected.failure);
         error(if rejected.log.is_empty() { words } else { format!("{words}\n{}", rejected.log) })
     })?;

@@ -12,6 +12,7 @@ mod graph;
 mod open;
 mod raw;
 mod staging;
+mod timing;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::c_void;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 use psa_codegen::Launch;
 use psa_cuda_shim::Failure;
 
-use super::{Driver, DriverError, Gpu, describe};
+use super::{Driver, DriverError, Gpu, Timing, describe};
 use crate::{Device, Error};
 use open::{Opened, Owned};
 use raw::Call;
@@ -61,7 +62,15 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::NoGpu`], [`Error::Backend`] where the PTX does not load, with the compiler's log.
     pub fn open(index: usize, cache: &CubinCache) -> Result<CudaDevice, Error> {
-        Ok(CudaDevice { opened: Opened::new(index, cache)? })
+        CudaDevice::open_with_ptx(index, cache, kernels_gpu::PTX)
+    }
+
+    /// Opens a GPU and loads another PTX module.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::open`].
+    pub fn open_with_ptx(index: usize, cache: &CubinCache, ptx: &str) -> Result<CudaDevice, Error> {
+        Ok(CudaDevice { opened: Opened::new(index, cache, ptx)? })
     }
 
     /// What is known of it.
@@ -434,6 +443,14 @@ impl Driver for Cuda {
         let function = self.function(launch)?;
         self.queued.push(launch);
         self.queue(function, launch)
+    }
+
+    fn time(&mut self, launches: &[Launch], how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
+        self.time_launches(launches, how).map(Some)
+    }
+
+    fn time_copy(&mut self, bytes: usize, how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
+        self.time_copies(bytes, how).map(Some)
     }
 }
 

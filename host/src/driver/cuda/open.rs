@@ -165,6 +165,8 @@ pub(super) struct Opened {
     pub(super) pools: bool,
     /// Most dynamic shared memory of a block.
     pub(super) shared_limit: u32,
+    /// Bytes of the L2 cache; 0 where the driver does not say.
+    pub(super) l2_bytes: usize,
     /// Where the kernels' code came from.
     pub(super) origin: Origin,
     pub(super) device: Device,
@@ -174,7 +176,7 @@ pub(super) struct Opened {
 }
 
 impl Opened {
-    pub(super) fn new(index: usize, cache: &CubinCache) -> Result<Arc<Opened>, Error> {
+    pub(super) fn new(index: usize, cache: &CubinCache, ptx: &str) -> Result<Arc<Opened>, Error> {
         let gpus = devices()?;
         let count = gpus.len();
         let gpu = gpus.into_iter().nth(index).ok_or(Unavailable::NoSuchDevice { index, count })?;
@@ -192,7 +194,7 @@ impl Opened {
         let number =
             |attribute| raw::attribute(device.as_raw(), attribute).map_or(0, |value| value.max(0) as u32);
         let short = format!("cuda:{index}");
-        let (module, origin) = cubin::load(&gpu, cache).map_err(|e| Error::Backend {
+        let (module, origin) = cubin::load(&gpu, cache, ptx).map_err(|e| Error::Backend {
             device: short.clone(),
             call: "load".into(),
             detail: e.to_string(),
@@ -201,6 +203,7 @@ impl Opened {
             short,
             pools: number(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED) != 0,
             shared_limit: number(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN),
+            l2_bytes: number(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE) as usize,
             gpu,
             origin,
             device,

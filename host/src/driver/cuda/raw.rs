@@ -169,6 +169,18 @@ impl Stream {
         queued.and(done)
     }
 
+    /// Queues a copy from device to device. The driver checks the addresses.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) -> Call {
+        // SAFETY: no host memory is touched.
+        check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0) })
+    }
+
+    /// Queues the writing of zeros; whole words only. The driver checks the address.
+    pub(super) fn clear(&self, address: u64, bytes: usize) -> Call {
+        // SAFETY: no host memory is touched.
+        check(unsafe { sys::cuMemsetD32Async(address, 0, bytes / 4, self.0) })
+    }
+
     /// Queues a kernel.
     ///
     /// # Safety
