@@ -53,7 +53,7 @@ impl Drop for Folder {
 
 #[test]
 fn help_of_every_command_has_examples() {
-    for arguments in [&["--help"][..], &["demo", "--help"], &["eval", "--help"], &["info", "--help"]] {
+    for arguments in [&["--help"][..], &["demo", "--help"], &["eval", "--help"], &["info", "--help"], &["bench-report", "--help"]] {
         let output = psa(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert!(text(&output.stdout).contains("Examples:\n  psa "), "{arguments:?}");

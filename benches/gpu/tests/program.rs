@@ -88,7 +88,7 @@ fn time_runs_to_its_end_on_a_driver_that_executes_nothing() {
     // Little memory, so that the copy is small and most shapes are left out.
     let output = psa_gpu(
         &["time", "--quick", "--json", json.to_str().unwrap()],
-        &[("PSA_LIBCUDA", library.to_str().unwrap()), ("FAKE_CUDA", "memory=600000000")],
+        &[("PSA_LIBCUDA", library.to_str().unwrap()), ("FAKE_CUDA", "memory=200000000")],
     );
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let lines = std::fs::read_to_string(json).unwrap();

@@ -235,6 +235,7 @@ API CUresult cuDeviceGetAttribute(int *out, int attribute, int device) {
     ENTER(cuDeviceGetAttribute, "%d %d", attribute, device);
     switch (attribute) {
     case 16: *out = 108; break;           /* multiprocessors */
+    case 38: *out = 1 << 20; break;       /* bytes of L2 */
     case 75: *out = 8; break;             /* compute capability */
     case 76: *out = device; break;
     case 97: *out = OPTIN_SHARED; break;  /* shared memory of a block, opted in */

@@ -20,6 +20,14 @@ pub enum CliError {
         /// Why not, and what to use instead.
         reason: String,
     },
+    /// A results file cannot be used.
+    #[error("{file}: {reason}; name a results.json of the GPU bundle, or records of `psa-gpu time --json`")]
+    Results {
+        /// Path.
+        file: String,
+        /// Why not.
+        reason: String,
+    },
     /// The picture cannot be written.
     #[error("cannot write {file}: {source}; name another file with --out")]
     Picture {

@@ -4,6 +4,7 @@
 //! With `--json` stdout holds one JSON object a line and nothing else; progress and errors go to stderr.
 
 mod backend;
+mod bench_report;
 mod error;
 mod eval;
 mod info;
@@ -52,6 +53,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Replay every query of a psa-traces-v1 file with any policies; one record a case and policy
     Eval(eval::EvalArgs),
+    /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
+    BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
     Info(info::InfoArgs),
 }
@@ -61,6 +64,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };
     match result {

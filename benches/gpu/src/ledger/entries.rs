@@ -37,9 +37,14 @@ pub struct Entry {
     /// Largest error that its definition allows.
     pub allowed: f64,
     /// Error of an output; `None` where it is nonsense: NaN for a number, the wrong infinity.
-    pub error: fn(&[u32], &[u32]) -> Option<f64>,
-    make: fn(&mut Vec<u32>),
+    pub error: Judge,
+    make: Make,
 }
+
+/// Error of an output, given the input.
+type Judge = fn(&[u32], &[u32]) -> Option<f64>;
+/// Appends all inputs.
+type Make = fn(&mut Vec<u32>);
 
 impl Entry {
     /// The entry's kernel in the module.
@@ -231,7 +236,7 @@ pub fn all() -> Vec<Entry> {
 /// The ISA says no more than that products and sums have at least single precision. Sixteen additions that each
 /// lose up to an ulp of the magnitudes, and the last rounding.
 fn matrix(opcode: &'static str, ty: &'static str) -> Entry {
-    let (error, make): (fn(&[u32], &[u32]) -> Option<f64>, fn(&mut Vec<u32>)) = if ty == "bf16" {
+    let (error, make): (Judge, Make) = if ty == "bf16" {
         (
             |i, o| mma_error(i, o, |x| bf16::from_bits(x).to_f64()),
             |v| mma_inputs(v, |x| bf16::from_f32(x).to_bits()),
