@@ -145,7 +145,8 @@ pub enum Alu {
     DDiv(Rnd),
     DRcp(Rnd),
     DSqrt(Rnd),
-    DRsqrtApprox,
+    /// `true` is .ftz, which has the upper half of the bits only.
+    DRsqrtApprox(bool),
     DRcpApprox,
     DMin,
     DMax,
@@ -304,6 +305,33 @@ pub enum MmaKind {
     Int8 { k: u8, a_signed: bool, b_signed: bool, sat: bool },
     /// m8n8k4 f64.
     F64,
+}
+
+/// Matrices of a wmma product.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Part {
+    A,
+    B,
+    /// The accumulator, read as c or written as d.
+    Acc,
+}
+
+/// A wmma fragment and its layout in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Frag {
+    /// Which matrix.
+    pub part: Part,
+    /// Its rows.
+    pub rows: u8,
+    /// Its columns.
+    pub cols: u8,
+    /// By rows in memory.
+    pub row: bool,
+    /// Registers a lane has of it.
+    pub n: u8,
+    /// Bytes of an element.
+    pub bytes: u8,
 }
 
 /// Reductions of `bar.red` and `redux.sync`.
@@ -572,6 +600,25 @@ pub enum Op {
     },
     Mma {
         kind: MmaKind,
+        regs: u32,
+    },
+    /// wmma.load and wmma.store; `address` and `value` are scratch registers.
+    WmmaMove {
+        load: bool,
+        m: Access,
+        frag: Frag,
+        stride: R,
+        regs: u32,
+        address: R,
+        value: R,
+    },
+    /// wmma.mma: rows and columns of the result, registers of d, a, b, c.
+    WmmaMma {
+        fmt: Hf,
+        shape: (u8, u8),
+        a_row: bool,
+        b_row: bool,
+        n: [u8; 4],
         regs: u32,
     },
     /// Prints of the device runtime: format pointer and argument pointer (in the local area).

@@ -292,6 +292,9 @@ fn approximate_functions_are_the_rounded_double() {
     t("rcp.approx.ftz.f32 %r0, %r1;", &[f(4.0)], f(0.25));
     t("rcp.approx.ftz.f32 %r0, %r1;", &[SUB], f(f32::INFINITY));
     t("rsqrt.approx.f32 %r0, %r1;", &[f(16.0)], f(0.25));
+    let d = |v: f64| v.to_bits();
+    t("rsqrt.approx.f64 %rd0, %rd1;", &[d(3.0)], d(1.0 / 3f64.sqrt()));
+    t("rsqrt.approx.ftz.f64 %rd0, %rd1;", &[d(3.0)], d(1.0 / 3f64.sqrt()) & !0xffff_ffff);
     t("sqrt.approx.f32 %r0, %r1;", &[f(2.0)], f(2f32.sqrt()));
     t("div.approx.f32 %r0, %r1, %r2;", &[f(1.0), f(4.0)], f(0.25));
     t("div.full.ftz.f32 %r0, %r1, %r2;", &[f(3.0), f(2.0)], f(1.5));

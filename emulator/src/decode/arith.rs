@@ -457,7 +457,7 @@ impl<'a> Decoder<'a> {
             ("sqrt", Ty::F32, false) => Alu::FSqrt(fm),
             ("sqrt", Ty::F64, _) => Alu::DSqrt(fm.rnd),
             ("rsqrt", Ty::F32, _) => a(Approx::Rsqrt),
-            ("rsqrt", Ty::F64, _) => Alu::DRsqrtApprox,
+            ("rsqrt", Ty::F64, _) => Alu::DRsqrtApprox(fm.ftz),
             ("ex2", Ty::F32, _) => a(Approx::Ex2),
             ("lg2", Ty::F32, _) => a(Approx::Lg2),
             ("sin", Ty::F32, _) => a(Approx::Sin),

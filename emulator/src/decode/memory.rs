@@ -8,7 +8,7 @@ use crate::types::{Space, Ty};
 
 impl<'a> Decoder<'a> {
     /// Takes the state space of an opcode.
-    fn space(&self, m: &mut Mods<'a>) -> Result<Space> {
+    pub(super) fn space(&self, m: &mut Mods<'a>) -> Result<Space> {
         if m.has("shared::cluster") {
             return self.unsupported(m.full, "clusters");
         }
@@ -42,7 +42,14 @@ impl<'a> Decoder<'a> {
         policy
     }
 
-    fn access(&mut self, m: &Mods<'a>, o: &Opd<'a>, space: Space, ty: Ty, n: usize) -> Result<Access> {
+    pub(super) fn access(
+        &mut self,
+        m: &Mods<'a>,
+        o: &Opd<'a>,
+        space: Space,
+        ty: Ty,
+        n: usize,
+    ) -> Result<Access> {
         let (base, offset, home) = self.address(o)?;
         // Arguments of calls live in the local area; module constants may be read as generic.
         let space = match (space, home) {

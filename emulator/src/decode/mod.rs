@@ -9,6 +9,7 @@ mod arith;
 mod memory;
 mod operands;
 mod warp;
+mod wmma;
 
 use crate::error::{Error, Result};
 use crate::inst::*;

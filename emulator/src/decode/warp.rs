@@ -155,6 +155,7 @@ impl<'a> Decoder<'a> {
                 self.emit(Op::Movmatrix { d, a });
             }
             "mma" => return self.mma(m, ops),
+            "wmma" => return self.wmma(m, ops),
             _ => return Ok(false),
         }
         Ok(true)
@@ -222,7 +223,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// A list of registers of `ty`, appended to the pool.
-    fn pool(&mut self, o: &Opd<'a>, n: usize, ty: Ty, write: bool) -> Result<u32> {
+    pub(super) fn pool(&mut self, o: &Opd<'a>, n: usize, ty: Ty, write: bool) -> Result<u32> {
         let one = [o.clone()];
         let items: &[Opd<'a>] = match o {
             Opd::Vec(v) => v,

@@ -36,6 +36,12 @@ impl Machine<'_> {
                 self.wrote(w, mask, d);
             }
             Op::Mma { kind, regs } => self.mma(cta, wi, pc, mask, kind, regs as usize),
+            Op::WmmaMove { load, m, frag, stride, regs, address, value } => {
+                self.wmma_move(cta, wi, pc, mask, load, m, frag, stride, regs as usize, (address, value));
+            }
+            Op::WmmaMma { fmt, shape, a_row, b_row, n, regs } => {
+                self.wmma_mma(cta, wi, pc, mask, fmt, shape, (a_row, b_row), n, regs as usize);
+            }
             _ => {}
         }
     }
@@ -279,7 +285,7 @@ impl Machine<'_> {
     }
 }
 
-fn canon32(v: f32) -> u32 {
+pub(super) fn canon32(v: f32) -> u32 {
     if v.is_nan() { 0x7fff_ffff } else { v.to_bits() }
 }
 

@@ -20,6 +20,7 @@ mod print;
 mod race;
 mod traffic;
 mod warp;
+mod wmma;
 
 use crate::device::Options;
 use crate::error::Error;
@@ -822,5 +823,7 @@ fn is_sync(op: &Op) -> bool {
             | Op::Stmatrix { .. }
             | Op::Movmatrix { .. }
             | Op::Mma { .. }
+            | Op::WmmaMove { .. }
+            | Op::WmmaMma { .. }
     )
 }

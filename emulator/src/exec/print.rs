@@ -6,7 +6,8 @@ use super::{Cta, Machine};
 use crate::memory::LOCAL_WINDOW;
 
 impl Machine<'_> {
-    /// A print of the device runtime: `%d %i %u %x %X %o %c %s %f %e %g %p %ld %lu %lld %llu %lx`.
+    /// A print of the device runtime: `d i u x X o c s f e g p`, with flags,
+    /// width, precision and length as in C.
     pub(super) fn vprintf(&mut self, cta: &mut Cta, wi: usize, mask: u32, args: u32, ret: u32) {
         let size = self.l.prog.local_bytes as usize;
         for lane in lanes(mask) {
@@ -53,35 +54,190 @@ impl Machine<'_> {
                 out.push(c);
                 continue;
             }
-            let mut long = false;
-            while let Some(&c) = chars.peek() {
-                match c {
-                    'l' | 'z' => long = true,
-                    '0'..='9' | '.' | '-' | '+' | ' ' | '#' | 'h' => {}
-                    _ => break,
+            let mut spec = Spec::default();
+            let kind = spec.read(&mut chars, &mut || take(4) as u32 as i32);
+            let n = if spec.long { 8 } else { 4 };
+            let text = match kind {
+                Some('d' | 'i') => {
+                    let v = if spec.long { take(8) as i64 } else { i64::from(take(4) as u32 as i32) };
+                    spec.number(v < 0, v.unsigned_abs().to_string(), "")
                 }
-                chars.next();
-            }
-            let n = if long { 8 } else { 4 };
-            match chars.next() {
-                Some('d' | 'i') if long => out.push_str(&(take(8) as i64).to_string()),
-                Some('d' | 'i') => out.push_str(&(take(4) as u32 as i32).to_string()),
-                Some('u') => out.push_str(&take(n).to_string()),
-                Some('x') => out.push_str(&format!("{:x}", take(n))),
-                Some('X') => out.push_str(&format!("{:X}", take(n))),
-                Some('o') => out.push_str(&format!("{:o}", take(n))),
-                Some('p') => out.push_str(&format!("{:#x}", take(8))),
-                Some('c') => out.push(char::from(take(4) as u8)),
-                Some('f') => out.push_str(&format!("{:.6}", f64::from_bits(take(8)))),
-                Some('e' | 'g') => out.push_str(&format!("{:e}", f64::from_bits(take(8)))),
+                Some('u') => spec.number(false, take(n).to_string(), ""),
+                Some('x') => spec.number(false, format!("{:x}", take(n)), "0x"),
+                Some('X') => spec.number(false, format!("{:X}", take(n)), "0X"),
+                Some('o') => spec.number(false, format!("{:o}", take(n)), "0"),
+                Some('p') => spec.pad(format!("{:#x}", take(8)), false),
+                Some('c') => spec.pad(char::from(take(4) as u8).to_string(), false),
+                Some(k @ ('f' | 'F' | 'e' | 'E' | 'g' | 'G')) => spec.float(f64::from_bits(take(8)), k),
                 Some('s') => {
                     let s = self.string(take(8));
-                    out.push_str(&s);
+                    let n = spec.precision.unwrap_or(usize::MAX);
+                    spec.pad(s.chars().take(n).collect(), false)
                 }
-                Some(other) => out.push(other),
-                None => {}
-            }
+                Some(other) => other.to_string(),
+                None => String::new(),
+            };
+            out.push_str(&text);
         }
         out
+    }
+}
+
+/// Flags, width and precision of a conversion.
+#[derive(Default)]
+struct Spec {
+    left: bool,
+    zero: bool,
+    plus: bool,
+    space: bool,
+    alternate: bool,
+    long: bool,
+    width: usize,
+    precision: Option<usize>,
+}
+
+/// No line of a print is padded beyond this.
+const WIDEST: usize = 1024;
+
+impl Spec {
+    /// Reads up to the letter of the conversion; `star` takes an argument.
+    fn read(
+        &mut self,
+        chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
+        star: &mut impl FnMut() -> i32,
+    ) -> Option<char> {
+        loop {
+            match chars.next()? {
+                '-' => self.left = true,
+                '0' => self.zero = true,
+                '+' => self.plus = true,
+                ' ' => self.space = true,
+                '#' => self.alternate = true,
+                '*' => {
+                    let v = star();
+                    self.left |= v < 0;
+                    self.width = (v.unsigned_abs() as usize).min(WIDEST);
+                }
+                '.' => {
+                    let mut n = 0;
+                    if chars.peek() == Some(&'*') {
+                        chars.next();
+                        n = star().max(0) as usize;
+                    }
+                    while let Some(d) = chars.peek().and_then(|c| c.to_digit(10)) {
+                        n = (n * 10 + d as usize).min(WIDEST);
+                        chars.next();
+                    }
+                    self.precision = Some(n.min(WIDEST));
+                }
+                c @ '1'..='9' => {
+                    self.width = c as usize - '0' as usize;
+                    while let Some(d) = chars.peek().and_then(|c| c.to_digit(10)) {
+                        self.width = (self.width * 10 + d as usize).min(WIDEST);
+                        chars.next();
+                    }
+                }
+                'l' | 'z' | 'j' | 't' => self.long = true,
+                'h' => {}
+                c => return Some(c),
+            }
+        }
+    }
+
+    fn sign(&self, negative: bool) -> &'static str {
+        match (negative, self.plus, self.space) {
+            (true, ..) => "-",
+            (_, true, _) => "+",
+            (_, _, true) => " ",
+            _ => "",
+        }
+    }
+
+    /// Pads to the width; zeros go behind the sign.
+    fn pad(&self, text: String, zeros: bool) -> String {
+        let fill = self.width.saturating_sub(text.chars().count());
+        if self.left {
+            return text + &" ".repeat(fill);
+        }
+        if zeros && self.zero {
+            let head = text.len() - text.trim_start_matches(['-', '+', ' ']).len();
+            return format!("{}{}{}", &text[..head], "0".repeat(fill), &text[head..]);
+        }
+        " ".repeat(fill) + &text
+    }
+
+    fn number(&self, negative: bool, digits: String, prefix: &str) -> String {
+        let fill = self.precision.unwrap_or(1).saturating_sub(digits.len());
+        let prefix = if self.alternate && digits != "0" { prefix } else { "" };
+        let text = format!("{}{prefix}{}{digits}", self.sign(negative), "0".repeat(fill));
+        self.pad(text, self.precision.is_none())
+    }
+
+    fn float(&self, v: f64, kind: char) -> String {
+        let (p, a) = (self.precision.unwrap_or(6), v.abs());
+        let body = match kind.to_ascii_lowercase() {
+            _ if a.is_nan() => "nan".to_string(),
+            _ if a.is_infinite() => "inf".to_string(),
+            'f' => format!("{a:.p$}"),
+            'e' => exponential(a, p),
+            _ => {
+                // As C does: the exponent after rounding decides, zeros at the end go.
+                let p = p.max(1);
+                let e = exponential(a, p - 1);
+                let x: i32 = e.rsplit('e').next().and_then(|x| x.parse().ok()).unwrap_or(0);
+                let trim = |s: &str| match (s.contains('.') && !self.alternate, s) {
+                    (true, s) => s.trim_end_matches('0').trim_end_matches('.').to_string(),
+                    (false, s) => s.to_string(),
+                };
+                if x < -4 || x >= p as i32 {
+                    let (m, x) = e.split_once('e').unwrap_or((&e, "+00"));
+                    format!("{}e{x}", trim(m))
+                } else {
+                    trim(&format!("{a:.*}", (p as i32 - 1 - x).max(0) as usize))
+                }
+            }
+        };
+        let body = if kind.is_ascii_uppercase() { body.to_uppercase() } else { body };
+        self.pad(format!("{}{body}", self.sign(v.is_sign_negative() && !v.is_nan())), v.is_finite())
+    }
+}
+
+/// `d.ddde+xx`.
+fn exponential(a: f64, p: usize) -> String {
+    let text = format!("{a:.p$e}");
+    let (m, x) = text.split_once('e').unwrap_or((&text, "0"));
+    let x: i32 = x.parse().unwrap_or(0);
+    format!("{m}e{}{:02}", if x < 0 { '-' } else { '+' }, x.abs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn float(spec: &str, v: f64) -> String {
+        let mut s = Spec::default();
+        let kind = s.read(&mut spec.chars().peekable(), &mut || 0).unwrap();
+        s.float(v, kind)
+    }
+
+    #[test]
+    fn floats_look_as_c_prints_them() {
+        for (spec, v, want) in [
+            ("g", 0.0001, "0.0001"),
+            ("g", 0.00001, "1e-05"),
+            ("g", 100000.0, "100000"),
+            ("g", 1e6, "1e+06"),
+            ("g", 999999.5, "1e+06"),
+            (".3g", 3.24159, "3.24"),
+            ("#g", 1.0, "1.00000"),
+            ("8.2f", -3.24159, "   -3.24"),
+            ("08.2f", -3.24159, "-0003.24"),
+            ("+e", 12345.678, "+1.234568e+04"),
+            ("E", 1e-300, "1.000000E-300"),
+            ("-8.1f", 2.0, "2.0     "),
+            ("06f", f64::INFINITY, "   inf"),
+        ] {
+            assert_eq!(float(spec, v), want, "%{spec} of {v}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::{Cta, Machine};
+use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
 use crate::types::Space;
 
 impl Machine<'_> {
@@ -29,6 +30,21 @@ impl Machine<'_> {
                 self.n.bank_conflicts += conflicts(addr, s.ok, total);
             }
             _ => {}
+        }
+    }
+
+    /// Counts a matrix moved as a whole.
+    pub(super) fn count_matrix(&mut self, space: Space, base: u64, bytes: u64, sectors: u64, write: bool) {
+        let shared = space == Space::Shared
+            || space == Space::Generic && (SHARED_WINDOW..LOCAL_WINDOW).contains(&base);
+        if shared {
+            self.n.shared_accesses += 1;
+        } else if write {
+            self.n.global_bytes_written += bytes;
+            self.n.global_sectors_written += sectors;
+        } else {
+            self.n.global_bytes_read += bytes;
+            self.n.global_sectors_read += sectors;
         }
     }
 }

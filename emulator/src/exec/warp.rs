@@ -142,7 +142,12 @@ impl Machine<'_> {
                 w.clock.sync(mask & members, w.exists & !w.exited);
                 self.across(op, w, pc, mask, members);
             }
-            Op::Ldmatrix { .. } | Op::Stmatrix { .. } | Op::Movmatrix { .. } | Op::Mma { .. } => {
+            Op::Ldmatrix { .. }
+            | Op::Stmatrix { .. }
+            | Op::Movmatrix { .. }
+            | Op::Mma { .. }
+            | Op::WmmaMove { .. }
+            | Op::WmmaMma { .. } => {
                 let w = &mut cta.warps[wi];
                 let live = w.exists & !w.exited;
                 if live & !mask != 0 && !w.groups[gi].forced {

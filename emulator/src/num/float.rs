@@ -171,7 +171,8 @@ pub(crate) fn eval(alu: Alu, s: [u64; 4]) -> Option<u64> {
         Alu::DRcp(r) => fix64(div64(1.0, d(0), r), &[d(0)]),
         Alu::DSqrt(r) => fix64(sqrt64(d(0), r), &[d(0)]),
         // ISA: the lower 32 bits of the approximate double functions are zero.
-        Alu::DRsqrtApprox => fix64(1.0 / d(0).sqrt(), &[d(0)]) & !0xffff_ffff,
+        Alu::DRsqrtApprox(false) => fix64(1.0 / d(0).sqrt(), &[d(0)]),
+        Alu::DRsqrtApprox(true) => fix64(1.0 / round::flush64(d(0)).sqrt(), &[d(0)]) & !0xffff_ffff,
         Alu::DRcpApprox => fix64(1.0 / round::flush64(d(0)), &[d(0)]) & !0xffff_ffff,
         Alu::DMin => minmax64(d(0), d(1), false),
         Alu::DMax => minmax64(d(0), d(1), true),

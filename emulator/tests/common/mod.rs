@@ -1,6 +1,9 @@
 //! Runs one instruction, or a whole kernel, from PTX text.
 #![allow(dead_code)]
 
+pub mod bench;
+pub mod halves;
+
 use ptx_emulator::{Arg, Device, DevicePtr, LaunchConfig, Module, Options, Report};
 
 pub const HEADER: &str = ".version 7.8\n.target sm_80\n.address_size 64\n";
