@@ -12,7 +12,7 @@ mod fake;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::Batch;
 use fake::{Controls, Fake};
@@ -299,6 +299,21 @@ fn after_a_sticky_error_every_call_says_lost_and_nothing_is_touched_any_more() {
         // Nobody holds the context: the next one is new.
         turn.controls.configure("");
         turn.driver().alloc(16, "again").unwrap();
+    }
+}
+
+#[test]
+fn a_kernel_that_never_ends_does_not_hold_up_the_drop() {
+    let turn = Turn::take("fail=cuStreamQuery:600");
+    let mut driver = turn.driver();
+    let address = driver.alloc(4096, "test").unwrap();
+    driver.launch(&launch(SMALL, address)).unwrap();
+    let started = Instant::now();
+    drop(driver);
+    assert!((1..20).contains(&started.elapsed().as_secs()), "it waits a little: {:?}", started.elapsed());
+    // The kernel may still use all of it.
+    for call in ["cuMemFreeAsync", "cuMemFreeHost", "cuStreamDestroy_v2", "cuDevicePrimaryCtxRelease_v2"] {
+        assert_eq!(turn.count(call), 0, "{call}");
     }
 }
 
