@@ -2,25 +2,50 @@
 
 mod fake;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
+use cust::CudaFlags;
+use cust::device::Device;
 use fake::Fake;
 
-/// The example `probe`, which cargo builds along with the tests.
-fn probe() -> PathBuf {
-    let mut folder = std::env::current_exe().unwrap();
-    folder.pop();
-    folder.pop();
-    folder.join("examples").join("probe")
+/// Calls of cust and cust_raw, and how they end. The other tests start this one with libraries of theirs; by
+/// itself it shows that nothing breaks with what this machine has.
+#[test]
+fn probe() {
+    println!("status: {}", psa_cuda_shim::status());
+    println!("init: {}", outcome(cust::init(CudaFlags::empty())));
+    println!("count: {}", outcome(Device::num_devices()));
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: `pool` is writable.
+    let code = unsafe { cust::sys::cuDeviceGetDefaultMemPool(&mut pool, 0) };
+    println!("pool: {}", code as u32);
+    println!("failure: {:?}", psa_cuda_shim::last_failure());
+}
+
+fn outcome<T: std::fmt::Debug>(result: Result<T, cust::error::CudaError>) -> String {
+    match result {
+        Ok(value) => format!("{value:?}"),
+        Err(error) => {
+            let own = psa_cuda_shim::last_failure().map_or(0, |failure| failure.code);
+            format!(
+                "{error:?}: {error}; {} {:?}",
+                psa_cuda_shim::error_name(own),
+                psa_cuda_shim::error_text(own)
+            )
+        }
+    }
+}
+
+/// This program, which will run `probe` alone.
+fn program() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "probe", "--nocapture"]);
+    command
 }
 
 fn run(library: &Path, settings: &str) -> String {
-    let output = Command::new(probe())
-        .env("PSA_LIBCUDA", library)
-        .env("FAKE_CUDA", settings)
-        .output()
-        .expect("the example was built");
+    let output = program().env("PSA_LIBCUDA", library).env("FAKE_CUDA", settings).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
@@ -115,11 +140,14 @@ fn a_function_that_the_library_lacks_is_an_error_of_that_call_alone() {
 
 #[test]
 fn the_program_does_not_need_libcuda_to_start() {
-    let output =
-        Command::new("readelf").arg("-d").arg(probe()).output().expect("readelf comes with the linker");
+    let output = Command::new("readelf")
+        .arg("-d")
+        .arg(std::env::current_exe().unwrap())
+        .output()
+        .expect("readelf comes with the linker");
     let needed = String::from_utf8(output.stdout).unwrap();
     assert!(needed.contains("Shared library: [libc.so.6]"), "{needed}");
     assert!(!needed.contains("libcuda"), "{needed}");
-    let output = Command::new(probe()).env_remove("PSA_LIBCUDA").output().unwrap();
+    let output = program().env_remove("PSA_LIBCUDA").output().unwrap();
     assert!(output.status.success());
 }

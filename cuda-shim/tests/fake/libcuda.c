@@ -286,7 +286,7 @@ API CUresult cuStreamSynchronize(struct stream *s) {
     NEED(s, STREAM);
     RETURN(s->capture ? 900 : 0);
 }
-API CUresult cuStreamQuery(struct stream *s) { ENTER_CONTEXT(cuStreamQuery, ""); NEED(s, STREAM); RETURN(0); }
+API CUresult cuStreamQuery(struct stream *s) { ENTER_CONTEXT(cuStreamQuery, ""); NEED(s, STREAM); RETURN(s->capture ? 900 : 0); }
 API CUresult cuStreamWaitEvent(struct stream *s, struct event *e, unsigned flags) {
     ENTER_CONTEXT(cuStreamWaitEvent, "%u", flags);
     NEED(s, STREAM);

@@ -36,8 +36,9 @@ pub use open::devices;
 /// Dynamic shared memory that every kernel may have; beyond, an attribute must be set first.
 const DEFAULT_SHARED: u32 = 48 << 10;
 
-/// How long the drop of a [`Cuda`] waits for kernels that still run; then its memory is abandoned.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the drop of a [`Cuda`] waits for kernels that still run; then its memory is abandoned. A decode
+/// step takes milliseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Device {
     /// An NVIDIA GPU by its index, as in [`devices`]. Opens it and loads the kernels, which takes seconds the

@@ -150,10 +150,10 @@ fn is_sticky(code: u32) -> bool {
     ) || KERNEL_FAULTS.contains(&code)
 }
 
-/// Codes that say too little to know by themselves.
-fn is_vague(code: u32) -> bool {
-    const UNKNOWN: u32 = 999;
-    code == UNKNOWN || psa_cuda_shim::CODES.binary_search_by_key(&code, |(known, _)| *known).is_err()
+/// Whether nothing works on the stream any more. A capture in progress also refuses the question.
+fn is_broken(stream: &raw::Stream) -> bool {
+    const CAPTURE: std::ops::RangeInclusive<u32> = 900..=908;
+    stream.is_idle().is_err_and(|failure| !failure.lacking && !CAPTURE.contains(&failure.code))
 }
 
 /// An open GPU. Shared by everything on it.
@@ -231,8 +231,8 @@ impl Opened {
         of_cust(self.module.get_function(name)).map(|function| raw::Function::new(&function))
     }
 
-    /// The error of a failed call: the device is lost if the call says so, or if it says nothing and the
-    /// stream fails as well. `context` adds to what a lost device will say.
+    /// The error of a failed call: the device is lost if its code says so (newer drivers have codes unknown
+    /// here), or if the stream fails as well. `context` adds to what a lost device will say.
     pub(super) fn error(
         &self,
         failure: Failure,
@@ -241,10 +241,7 @@ impl Opened {
         other: impl FnOnce(String) -> DriverError,
     ) -> DriverError {
         let detail = words(failure);
-        let gone = is_sticky(failure.code)
-            || !failure.lacking
-                && is_vague(failure.code)
-                && stream.is_some_and(|stream| stream.is_idle().is_err());
+        let gone = is_sticky(failure.code) || stream.is_some_and(is_broken);
         if !gone {
             return other(detail);
         }

@@ -358,7 +358,8 @@ pub(super) struct Executable(sys::CUgraphExec);
 unsafe impl Send for Executable {}
 
 impl Executable {
-    /// Takes over the parameters of `graph`; false where it has other nodes, and then nothing changed.
+    /// Takes over the parameters of `graph`; false where it has other nodes, or where the driver lacks this
+    /// version of the call: then nothing changed.
     pub(super) fn update(&mut self, graph: &Captured) -> Call<bool> {
         let (mut node, mut reason) = (ptr::null_mut(), 0u32);
         // The reason is an enum to which drivers add; a number holds them all, in the same four bytes.
@@ -366,7 +367,10 @@ impl Executable {
         // SAFETY: both graphs live, `node` and `out` are writable.
         match unsafe { sys::cuGraphExecUpdate(self.0, graph.0, &mut node, out) } {
             CUresult::CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE => Ok(false),
-            result => check(result).map(|()| true),
+            result => match check(result) {
+                Err(failure) if failure.lacking => Ok(false),
+                checked => checked.map(|()| true),
+            },
         }
     }
 }
