@@ -1,7 +1,7 @@
 //! `psa-gpu collect`: one `results.json` of what the parts of a run left in a folder, and a summary for people.
 //!
 //! The folder holds `parts.tsv` (name, status, seconds, remark), `environment.tsv` (key, value) and any number of
-//! `*.jsonl` with records. A part that left nothing, or half a line because it was killed, costs only itself.
+//! `*.jsonl` with records; `ncu.csv` is ncu's report. A part that left nothing, or half a line because it was killed, costs only itself.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -77,7 +77,56 @@ pub fn gather(folder: &Path) -> Result<Results, Error> {
             String::from_utf8_lossy(&std::fs::read(&file).map_err(Error::io("read", &file))?).into_owned();
         records.extend(text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()));
     }
+    if let Ok(csv) = std::fs::read_to_string(folder.join("ncu.csv")) {
+        records.extend(ncu(&csv));
+    }
     Ok(Results { schema: SCHEMA.into(), environment, parts, records })
+}
+
+/// The metrics of an ncu report in CSV, one record each. Lines before the head are ncu's own messages.
+fn ncu(csv: &str) -> Vec<Value> {
+    let mut lines = csv.lines().map(fields).skip_while(|f| !f.iter().any(|name| name == "Metric Name"));
+    let Some(head) = lines.next() else { return Vec::new() };
+    let column = |name: &str| head.iter().position(|n| n == name);
+    let (Some(kernel), Some(grid), Some(metric), Some(unit), Some(value)) = (
+        column("Kernel Name"),
+        column("Grid Size"),
+        column("Metric Name"),
+        column("Metric Unit"),
+        column("Metric Value"),
+    ) else {
+        return Vec::new();
+    };
+    lines
+        .filter(|fields| fields.len() == head.len())
+        .map(|fields| {
+            // Thousands are set apart with commas.
+            let number = fields[value].replace(',', "").parse::<f64>();
+            serde_json::json!({
+                "part": "ncu", "kernel": fields[kernel], "grid": fields[grid], "metric": fields[metric],
+                "unit": fields[unit], "value": number.ok(),
+            })
+        })
+        .collect()
+}
+
+/// The fields of a CSV line; quoted ones may hold commas and doubled quotes.
+fn fields(line: &str) -> Vec<String> {
+    let (mut fields, mut field, mut quoted) = (Vec::new(), String::new(), false);
+    let mut characters = line.chars().peekable();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                characters.next();
+                field.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => fields.push(std::mem::take(&mut field)),
+            c => field.push(c),
+        }
+    }
+    fields.push(field);
+    fields
 }
 
 impl Results {
@@ -102,13 +151,12 @@ impl Results {
         for (key, value) in &self.environment {
             text.push_str(&format!("{key}: {value}\n"));
         }
-        let rows: Vec<Vec<String>> = self
-            .parts
-            .iter()
-            .map(|p| vec![p.name.clone(), p.status.clone(), format!("{:.1}", p.seconds), p.remark.clone()])
-            .collect();
-        text.push('\n');
-        text.push_str(&table(&["part", "status", "seconds", "remark"], &rows));
+        text.push_str(&format!("\n{:<10}  {:<8}  {:>7}\n", "part", "status", "seconds"));
+        for Part { name, status, seconds, remark } in &self.parts {
+            let line = format!("{name:<10}  {status:<8}  {seconds:>7.1}  {remark}");
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
         let checks: Vec<&Value> = self.records.iter().filter(|r| r["part"] == "check").collect();
         if !checks.is_empty() {
             let passed = checks.iter().filter(|r| r["tried"] == r["passed"] && r["tried"] != 0).count();
@@ -184,6 +232,17 @@ mod tests {
         write("parts.tsv", "check passed\n");
         assert!(gather(&folder).unwrap_err().to_string().contains("parts.tsv, line 1"));
         std::fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn an_ncu_report_becomes_records_and_its_messages_do_not() {
+        let csv = "==PROF== Connected\n\"ID\",\"Kernel Name\",\"Grid Size\",\"Metric Name\",\"Metric Unit\",\"Metric Value\"\n\
+                   \"0\",\"attend_bf16_d128_g4\",\"(64, 8, 16)\",\"dram__bytes_read.sum\",\"Mbyte\",\"1,234.5\"\n==PROF== done\n";
+        let records = ncu(csv);
+        assert_eq!(records.len(), 1);
+        assert_eq!((&records[0]["value"], &records[0]["grid"]), (&1234.5.into(), &"(64, 8, 16)".into()));
+        assert!(ncu("==ERROR== ERR_NVGPUCTRPERM\n").is_empty());
+        assert_eq!(fields("a,\"b,\"\"c\"\"\",d"), ["a", "b,\"c\"", "d"]);
     }
 
     #[test]

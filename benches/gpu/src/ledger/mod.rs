@@ -81,7 +81,7 @@ pub fn run(backend: Backend, book: &Book) -> Result<Outcome, Error> {
     let entries = entries::all();
     let ptx = module::ptx(&entries);
     let mut driver = backend.driver(&ptx)?;
-    let kind = if backend == Backend::Emulator { "emulator".to_owned() } else { driver.name() };
+    let kind = kind_of(&driver.name());
     let mut emulator =
         if backend == Backend::Emulator { None } else { Some(Backend::Emulator.driver(&ptx)?) };
     let used = opcodes::inexact(kernels_gpu::PTX);
@@ -103,6 +103,12 @@ pub fn run(backend: Backend, book: &Book) -> Result<Outcome, Error> {
     outcome.failures.extend(failures);
     outcome.notes.extend(notes);
     Ok(outcome)
+}
+
+/// The page of a device: `NVIDIA H100` for `cuda:0 (NVIDIA H100)`, since the index says nothing.
+fn kind_of(name: &str) -> String {
+    let inner = name.split_once(" (").and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).to_owned()
 }
 
 /// Opcodes of the kernels without an entry.
@@ -193,6 +199,12 @@ fn same(entry: &Entry, a: &[u32], b: &[u32]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_is_of_a_kind_of_device_and_not_of_an_index() {
+        assert_eq!(kind_of("cuda:3 (NVIDIA H100 80GB HBM3)"), "NVIDIA H100 80GB HBM3");
+        assert_eq!(kind_of("emulator"), "emulator");
+    }
 
     #[test]
     fn an_opcode_of_the_kernels_without_an_entry_is_named() {
