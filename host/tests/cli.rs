@@ -53,7 +53,13 @@ impl Drop for Folder {
 
 #[test]
 fn help_of_every_command_has_examples() {
-    for arguments in [&["--help"][..], &["demo", "--help"], &["eval", "--help"], &["info", "--help"], &["bench-report", "--help"]] {
+    for arguments in [
+        &["--help"][..],
+        &["demo", "--help"],
+        &["eval", "--help"],
+        &["info", "--help"],
+        &["bench-report", "--help"],
+    ] {
         let output = psa(arguments);
         assert_eq!(output.status.code(), Some(0), "{arguments:?}");
         assert!(text(&output.stdout).contains("Examples:\n  psa "), "{arguments:?}");
@@ -270,5 +276,36 @@ fn info_names_devices_kernels_and_limits() {
     let output = psa(&["info"]);
     for word in ["cpu", "there is no CUDA driver library", "attend", "131072 tokens"] {
         assert!(text(&output.stdout).contains(word), "{word}");
+    }
+}
+
+#[test]
+fn bench_report_draws_made_up_timings_and_says_that_they_are_made_up() {
+    let folder = Folder::new("bench-report");
+    let step = |policy: &str, tokens: u64, us: f64| {
+        serde_json::json!({"part": "time", "device": "no device", "by": "psa", "what": "step", "policy": policy,
+            "batch": 1, "tokens": tokens, "group": 4, "median_us": us, "copy_share": 0.5, "made_up": true})
+    };
+    let records = [step("dense", 4096, 40.0), step("top-k:0.1", 4096, 20.0), step("dense", 8192, 80.0)];
+    let results = folder.0.join("results.json");
+    let whole = serde_json::json!({"schema": "psa-gpu-results-v1", "records": records});
+    std::fs::write(&results, whole.to_string()).unwrap();
+    let picture = folder.0.join("report.svg");
+    let (file, out) = (results.to_str().unwrap(), picture.to_str().unwrap());
+    let output = psa(&["bench-report", file, "--out", out]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(said.contains("MADE-UP") && said.contains("2.00") && said.contains(out), "{said}");
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("MADE-UP"));
+
+    // What cannot be drawn is named, with what would do.
+    let empty = folder.0.join("empty.json");
+    std::fs::write(&empty, "{\"records\": []}").unwrap();
+    let missing = folder.0.join("missing.json");
+    for (file, reason) in [(empty, "no timing of a step"), (missing, "No such file")] {
+        let output = psa(&["bench-report", file.to_str().unwrap(), "--out", out]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = text(&output.stderr);
+        assert!(said.contains(reason) && said.contains("psa-gpu time --json"), "{said}");
     }
 }

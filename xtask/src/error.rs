@@ -110,6 +110,24 @@ pub enum Error {
     /// The PTX breaks a rule.
     #[error("{0}")]
     BadPtx(String),
+    /// A built program would not run where it is meant to.
+    #[error("{}: {reason}\n  remedy: build on an older Linux, or find what pulled the symbol in with `objdump -T`", file.display())]
+    BadProgram {
+        /// The program.
+        file: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The bundle is too large.
+    #[error(
+        "the archive has {bytes} bytes, {limit} are allowed\n  remedy: look for what grew with `tar tvzf`"
+    )]
+    TooLarge {
+        /// Its bytes.
+        bytes: u64,
+        /// Most bytes.
+        limit: u64,
+    },
     /// Tests failed; the summary has been printed.
     #[error("{failed} failed (see above)")]
     TestsFailed {
@@ -132,6 +150,8 @@ impl Error {
             | Error::StaleSource(_)
             | Error::Bindings(_)
             | Error::BadPtx(_)
+            | Error::BadProgram { .. }
+            | Error::TooLarge { .. }
             | Error::TestsFailed { .. }
             | Error::Unhealthy(_) => 1,
             Error::Missing { .. }

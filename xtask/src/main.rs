@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -9,6 +9,7 @@ mod device_crates;
 mod doctor;
 mod error;
 mod generate;
+mod gpu_bundle;
 mod pipeline;
 mod process;
 mod ptx;
@@ -92,6 +93,19 @@ enum Task {
         #[arg(long)]
         check: bool,
     },
+    /// Pack one archive that tests and times the kernels on a machine with a GPU and without Rust
+    #[command(
+        after_help = "Examples:\n  cargo xtask gpu-bundle\n  cargo xtask gpu-bundle --out /tmp/bundle.tar.gz --selftest\n\n\
+                            On the machine with the GPU: tar xzf psa-gpu-bundle.tar.gz && psa-gpu-bundle/run.sh (docs/gpu.md)."
+    )]
+    GpuBundle {
+        /// Where the archive goes [default: psa-gpu-bundle.tar.gz in the target folder]
+        #[arg(long, value_name = "FILE")]
+        out: Option<std::path::PathBuf>,
+        /// Unpack it and run what can be run without a GPU
+        #[arg(long)]
+        selftest: bool,
+    },
     /// Run the main job on bundled data: builds psa and runs `psa demo`
     #[command(
         after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo -- --help      what `psa demo` accepts"
@@ -120,6 +134,9 @@ fn main() -> ExitCode {
         Task::Doctor { json } => doctor::doctor(&workspace, json),
         Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
         Task::Generate { check } => generate::generate(&workspace, check),
+        Task::GpuBundle { out, selftest } => {
+            gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })
+        }
         Task::Demo { arguments } => demo::demo(&workspace, &arguments),
         Task::Test { quick } => suite::test(&workspace, quick),
     };

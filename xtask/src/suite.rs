@@ -1,7 +1,7 @@
 //! `test`: every check of the project in stages, with one summary line at the end.
 //!
 //! Stages: the crates that build with cargo alone; the PyTorch oracle; the committed PTX against its sources
-//! and against ptxas. A stage that breaks without a failed test (a compile error, stale PTX) counts as
+//! and against ptxas; the GPU bundle. A stage that breaks without a failed test (a compile error, stale PTX) counts as
 //! one failure, so that the summary never reads as a success. Later stages run all the same.
 
 use std::io::Write;
@@ -15,7 +15,7 @@ use crate::ptx::{self, Options};
 use crate::setup::{CUDA_TOOLS, LIBTORCH, Purpose};
 use crate::summary::Summary;
 use crate::workspace::Workspace;
-use crate::{process, setup};
+use crate::{gpu_bundle, process, setup};
 
 /// The crate that needs libtorch; it is no default member.
 const TORCH_PACKAGE: &str = "psa-torch-oracle";
@@ -53,6 +53,16 @@ pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
         suite.heading(
             "committed PTX: not checked, the device compiler or ptxas is missing (`cargo xtask setup --for build-ptx`)",
         );
+    }
+
+    if quick {
+        suite.heading("GPU bundle: left out (--quick)");
+    } else {
+        suite.heading("GPU bundle: packed, unpacked, self-tested on the emulator");
+        let options = gpu_bundle::Options { out: None, selftest: true };
+        if let Err(error) = gpu_bundle::gpu_bundle(workspace, &options) {
+            suite.broken(&error.to_string());
+        }
     }
     suite.heading("done");
     println!("{}", suite.summary);

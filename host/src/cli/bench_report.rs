@@ -91,12 +91,10 @@ pub fn run(args: &BenchReportArgs) -> Result<Verdict, CliError> {
 /// The timings of a results file, or of lines of records.
 fn read(text: &str) -> Result<Vec<Timing>, String> {
     let records: Vec<Value> = match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(mut whole)) if whole.contains_key("records") => {
-            match whole.remove("records") {
-                Some(Value::Array(records)) => records,
-                _ => return Err("`records` is no list".into()),
-            }
-        }
+        Ok(Value::Object(mut whole)) if whole.contains_key("records") => match whole.remove("records") {
+            Some(Value::Array(records)) => records,
+            _ => return Err("`records` is no list".into()),
+        },
         Ok(one) => vec![one],
         Err(_) => text
             .lines()
@@ -208,8 +206,7 @@ fn chart(batch: u64, group: u64, steps: &[&Timing]) -> Chart {
 
 /// Share of the copy bandwidth by shape: attend and whole dense steps, where there are copies to compare with.
 fn bars(timings: &[Timing]) -> Bars {
-    let mut shown: Vec<&Timing> =
-        timings.iter().filter(|t| t.what == "step" && t.copy_share > 0.0).collect();
+    let mut shown: Vec<&Timing> = timings.iter().filter(|t| t.what == "step" && t.copy_share > 0.0).collect();
     shown.sort_by_key(|t| (t.batch, t.group, t.tokens, t.arm()));
     let rows: Vec<Row> = shown
         .iter()
@@ -239,8 +236,18 @@ fn bars(timings: &[Timing]) -> Bars {
 }
 
 fn table(timings: &[Timing]) -> String {
-    let head =
-        ["what", "batch", "tokens", "group", "median us", "p10-p90 us", "GB/s", "% of copy", "% read", "x dense"];
+    let head = [
+        "what",
+        "batch",
+        "tokens",
+        "group",
+        "median us",
+        "p10-p90 us",
+        "GB/s",
+        "% of copy",
+        "% read",
+        "x dense",
+    ];
     let mut table = Table::new(1, &head);
     let mut rows: Vec<&Timing> = timings.iter().filter(|t| t.what != "copy").collect();
     rows.sort_by_key(|t| (t.what != "step", t.what.clone(), t.batch, t.group, t.tokens, t.arm()));
@@ -277,7 +284,8 @@ mod tests {
     /// Made-up figures: a dense step takes 10 us a thousand tokens, a sparse one 4.
     fn made_up() -> String {
         let mut lines = vec![
-            r#"{"part":"time","device":"no device","by":"psa","what":"copy","gb_s":1000.0,"made_up":true}"#.to_owned(),
+            r#"{"part":"time","device":"no device","by":"psa","what":"copy","gb_s":1000.0,"made_up":true}"#
+                .to_owned(),
             r#"{"part":"check","kernel":"x"}"#.to_owned(),
         ];
         for tokens in [4096, 16384, 65536] {
@@ -316,7 +324,8 @@ mod tests {
     #[test]
     fn the_picture_has_every_shape_and_says_that_figures_are_made_up() {
         let picture = draw(&read(&made_up()).unwrap());
-        for part in ["top-k:0.1 bs16 64K g4", "batch 16, group 4", "MADE-UP FIGURES", "% of a copy", "</svg>"] {
+        for part in ["top-k:0.1 bs16 64K g4", "batch 16, group 4", "MADE-UP FIGURES", "% of a copy", "</svg>"]
+        {
             assert!(picture.contains(part), "{part}");
         }
         assert!(!picture.contains("NaN"), "{picture}");
