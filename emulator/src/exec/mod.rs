@@ -185,6 +185,9 @@ struct Machine<'a> {
     scatter: [u32; 32],
     /// Counters of each instruction, empty when nobody asked.
     profile: Vec<Counters>,
+    profiling: bool,
+    /// Counters before the current instruction.
+    before: Counters,
     /// Last accesses to global memory.
     pages: race::Pages,
     /// What strong writes left at their addresses.
@@ -231,6 +234,8 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         cta_id: [0; 3],
         output: String::new(),
         scatter: [0; 32],
+        profiling: options.profile,
+        before: Counters::default(),
         profile: if options.profile { vec![Counters::default(); prog.insts.len()] } else { Vec::new() },
         pages: race::Pages::default(),
         marks: HashMap::new(),
@@ -567,7 +572,9 @@ impl Machine<'_> {
                     }
                     active &= if inst.guard & GUARD_NEG != 0 { !v } else { v };
                 }
-                let before = if self.profile.is_empty() { None } else { Some(self.n) };
+                if self.profiling {
+                    self.before = self.n;
+                }
                 budget -= 1;
                 self.steps += 1;
                 let w = &mut cta.warps[wi];
@@ -575,7 +582,9 @@ impl Machine<'_> {
                 self.n.warp_instructions += 1;
                 self.n.lane_instructions += u64::from(active.count_ones());
                 if active == 0 {
-                    self.note(pc, before);
+                    if self.profiling {
+                        self.note(pc);
+                    }
                     pc += 1;
                 } else {
                     if active != mask && is_sync(&inst.op) {
@@ -588,7 +597,9 @@ impl Machine<'_> {
                     }
                     w.groups[gi].pc = pc;
                     let flow = self.exec(&inst.op, cta, wi, pc, active, gi);
-                    self.note(pc, before);
+                    if self.profiling {
+                        self.note(pc);
+                    }
                     match flow {
                         Flow::Next => pc += 1,
                         Flow::Jump(t) if active == mask => pc = t,
@@ -689,13 +700,11 @@ impl Machine<'_> {
         moved
     }
 
-    /// Adds what was counted since `before` to an instruction.
-    #[inline(always)]
-    fn note(&mut self, pc: u32, before: Option<Counters>) {
-        if let Some(before) = before {
-            let spent = self.n.since(&before);
-            self.profile[pc as usize].add(&spent);
-        }
+    /// Adds what the last instruction counted to its line.
+    #[cold]
+    fn note(&mut self, pc: u32) {
+        let spent = self.n.since(&self.before);
+        self.profile[pc as usize].add(&spent);
     }
 
     fn scatter(&mut self, w: &mut Warp, gi: usize, pc: u32, mask: u32, active: u32) {
