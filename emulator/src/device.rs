@@ -20,7 +20,7 @@ pub struct Checks {
     pub mem: bool,
     /// Reads of what was never written.
     pub init: bool,
-    /// Conflicting accesses to shared memory without an order (global memory is not looked at yet).
+    /// Conflicting accesses to shared and global memory without an order.
     pub race: bool,
     /// Barriers and warp-wide operations. Deadlocks are reported in any case.
     pub sync: bool,
@@ -63,6 +63,8 @@ pub struct Options {
     pub resident_ctas: usize,
     /// Count sectors and bank conflicts (instructions are counted always).
     pub counters: bool,
+    /// Keep the counters of every line as well.
+    pub profile: bool,
     /// Bytes of device memory.
     pub memory_bytes: u64,
 }
@@ -76,6 +78,7 @@ impl Default for Options {
             sm: 80,
             resident_ctas: 16,
             counters: true,
+            profile: false,
             memory_bytes: 8 << 30,
         }
     }
@@ -401,6 +404,7 @@ impl Device {
                     address: None,
                     allocation: None,
                     count: 1,
+                    other: None,
                 })
                 .collect();
             return Ok(Report {
@@ -410,6 +414,7 @@ impl Device {
                 completed: false,
                 wall_ns: 0,
                 output: String::new(),
+                profile: Vec::new(),
             });
         }
         let addresses = self.load(module)?;
@@ -451,6 +456,7 @@ impl Device {
             completed: out.completed,
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
+            profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
         })
     }
 }

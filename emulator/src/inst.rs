@@ -251,6 +251,12 @@ pub struct Access {
     pub signed: bool,
     /// Volatile, relaxed, acquire or release.
     pub strong: bool,
+    /// Acquires by itself.
+    pub acquire: bool,
+    /// Releases by itself.
+    pub release: bool,
+    /// Of CTA scope.
+    pub near: bool,
     /// Address register, or [`R::NONE`].
     pub base: R,
     /// Added to the address.
@@ -301,10 +307,32 @@ pub enum MmaKind {
     Half { fmt: Hf, k: u8, acc_f32: bool },
     /// m16n8k4 or k8 tf32.
     Tf32 { k: u8 },
-    /// m16n8k16 or k32, each side signed or not, saturating or not.
-    Int8 { k: u8, a_signed: bool, b_signed: bool, sat: bool },
+    /// m16n8k16 or k32 of bytes, k32 or k64 of half bytes (`bits` 8 or 4), each side signed or not,
+    /// saturating or not.
+    Int { k: u8, bits: u8, a_signed: bool, b_signed: bool, sat: bool },
     /// m8n8k4 f64.
     F64,
+}
+
+/// Operations on an mbarrier object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(missing_docs)]
+pub enum Mbar {
+    Init,
+    Inval,
+    Arrive {
+        drop: bool,
+        no_complete: bool,
+    },
+    /// test_wait and try_wait, for a state or a parity.
+    Wait {
+        parity: bool,
+    },
+    Pending,
+    /// Arrival of the copies of a lane; `counted` (.noinc) as one of those expected.
+    CopyArrive {
+        counted: bool,
+    },
 }
 
 /// Matrices of a wmma product.
@@ -478,6 +506,8 @@ pub enum Op {
         soff: i64,
         bytes: u8,
         src_bytes: R,
+        /// Lanes whose source is ignored, and whether that is negated.
+        ignore: (P, bool),
     },
     CpCommit,
     CpWait {
@@ -576,7 +606,10 @@ pub enum Op {
         d: R,
     },
     Nanosleep,
-    Fence,
+    Fence {
+        /// Of CTA scope.
+        near: bool,
+    },
     /// `regs` in the register pool, `n` of them; rows from shared memory.
     Ldmatrix {
         n: u8,
@@ -620,6 +653,16 @@ pub enum Op {
         b_row: bool,
         n: [u8; 4],
         regs: u32,
+    },
+    /// mbarrier: `d` the state, `p` the result of a wait, `a` a count, state or parity.
+    Mbar {
+        what: Mbar,
+        base: R,
+        offset: i64,
+        generic: bool,
+        d: R,
+        p: P,
+        a: R,
     },
     /// Prints of the device runtime: format pointer and argument pointer (in the local area).
     Vprintf {

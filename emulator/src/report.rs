@@ -3,6 +3,7 @@
 //! Findings of the same kind at the same instruction are one, with a count; the first occurrence
 //! gives the details.
 
+use crate::profile::LineProfile;
 use serde::Serialize;
 use std::fmt;
 
@@ -52,6 +53,36 @@ pub struct Place {
     pub offset: i64,
 }
 
+/// The access a race was with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Side {
+    /// PTX line.
+    pub line: u32,
+    /// File and line by `.loc`.
+    pub source: Option<(String, u32)>,
+    /// CTA.
+    pub cta: [u32; 3],
+    /// Warp in the CTA.
+    pub warp: u32,
+    /// Lanes, all when there were several.
+    pub lanes: u32,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [x, y, z] = self.cta;
+        write!(f, "CTA ({x},{y},{z}) warp {}", self.warp)?;
+        if self.lanes.count_ones() == 1 {
+            write!(f, " lane {}", self.lanes.trailing_zeros())?;
+        }
+        write!(f, " at PTX line {}", self.line)?;
+        match &self.source {
+            Some((file, line)) => write!(f, " ({file}:{line})"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// One thing wrong with a kernel or a launch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -79,6 +110,8 @@ pub struct Finding {
     pub allocation: Option<Place>,
     /// How many times it happened (per warp instruction).
     pub count: u64,
+    /// The other access of a race.
+    pub other: Option<Side>,
 }
 
 impl fmt::Display for Finding {
@@ -133,6 +166,23 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// What was counted since `before`.
+    pub(crate) fn since(&self, before: &Counters) -> Counters {
+        Counters {
+            warp_instructions: self.warp_instructions - before.warp_instructions,
+            lane_instructions: self.lane_instructions - before.lane_instructions,
+            global_bytes_read: self.global_bytes_read - before.global_bytes_read,
+            global_bytes_written: self.global_bytes_written - before.global_bytes_written,
+            global_sectors_read: self.global_sectors_read - before.global_sectors_read,
+            global_sectors_written: self.global_sectors_written - before.global_sectors_written,
+            shared_accesses: self.shared_accesses - before.shared_accesses,
+            bank_conflicts: self.bank_conflicts - before.bank_conflicts,
+            barriers: self.barriers - before.barriers,
+            atomics: self.atomics - before.atomics,
+            mma_operations: self.mma_operations - before.mma_operations,
+        }
+    }
+
     /// Adds another launch.
     pub fn add(&mut self, o: &Counters) {
         self.warp_instructions += o.warp_instructions;
@@ -164,6 +214,9 @@ pub struct Report {
     pub wall_ns: u64,
     /// Text printed by the kernel.
     pub output: String,
+    /// Counters by PTX line, with [`Options::profile`](crate::Options::profile).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<LineProfile>,
 }
 
 impl Report {

@@ -345,7 +345,7 @@ fn what_is_outside_the_scope_is_refused_with_instruction_and_line() {
         ("tex.1d.v4.f32.s32 {%f1, %f2, %f3, %f4}, [%in, {%r1}];", ""),
         ("cp.async.bulk.commit_group;", "bulk"),
         ("add.s32.magic %r1, %r2, %r3;", "magic"),
-        ("mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 {%r1}, {%r2}, {%r3}, {%r4};", "mma"),
+        ("mma.sync.aligned.m16n8k256.row.col.s32.b1.b1.s32.and.popc {%r1}, {%r2}, {%r3}, {%r4};", "mma"),
         ("call.uni nobody;", "nobody"),
         ("add.s32 %r1, %rd2, %r3;", "%rd2"),
         ("bra NOWHERE;", "NOWHERE"),

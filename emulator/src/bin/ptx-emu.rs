@@ -5,7 +5,7 @@
 //! line and nothing else.
 
 use clap::{Parser, Subcommand};
-use ptx_emulator::{Checks, Module, Options, parse_checks, run_file};
+use ptx_emulator::{Checks, LaunchFile, Module, Options, listing, parse_checks, run_file};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -42,9 +42,23 @@ enum Command {
         /// Warp instructions after which the run is ended
         #[arg(long)]
         max_steps: Option<u64>,
+        /// A listing of the PTX with executions, idle lanes, sectors and bank conflicts of each line
+        #[arg(long)]
+        profile: bool,
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
+    },
+    /// Remarks on PTX text: generic accesses, local memory, leftover LLVM intrinsics and markers
+    #[command(
+        after_help = "Exit status: 0 nothing to remark, 1 remarks, 2 bad input.\n\nExample:\n  ptx-emu lint kernels.ptx"
+    )]
+    Lint {
+        /// The PTX file
+        file: PathBuf,
+        /// One JSON object a remark on stdout
+        #[arg(long)]
+        json: bool,
     },
     /// Lists the kernels of a PTX file and what of them is outside the scope
     #[command(after_help = "Example:\n  ptx-emu list kernels.ptx --json")]
@@ -59,19 +73,20 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { launch, json, seed, check, max_steps, sm } => {
+        Command::Run { launch, json, seed, check, max_steps, profile, sm } => {
             let checks: Option<Checks> = match check.as_deref().map(|c| parse_checks(c.split(','))) {
                 Some(Ok(c)) => Some(c),
                 Some(Err(e)) => return fail(&e),
                 None => None,
             };
-            let mut options = Options { seed, sm, ..Options::default() };
+            let mut options = Options { seed, sm, profile, ..Options::default() };
             if let Some(m) = max_steps {
                 options.max_steps = m;
             }
             run(&launch, checks, options, json)
         }
         Command::List { file, json } => list(&file, json),
+        Command::Lint { file, json } => lint(&file, json),
     }
 }
 
@@ -112,17 +127,48 @@ fn run(launch: &std::path::Path, checks: Option<Checks>, options: Options, json:
             c.barriers
         );
     }
+    if !json && !report.profile.is_empty() {
+        match launch_text(launch) {
+            Ok(text) => print!("{}", listing(&text, &report.profile)),
+            Err(e) => return fail(&e),
+        }
+    }
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-fn list(file: &std::path::Path, json: bool) -> ExitCode {
-    let text = match std::fs::read_to_string(file) {
-        Ok(t) => t,
-        Err(e) => return fail(&format!("{}: {e}", file.display())),
+/// The PTX a launch file names.
+fn launch_text(launch: &std::path::Path) -> Result<String, String> {
+    let say = |e: &dyn std::fmt::Display| format!("{}: {e}", launch.display());
+    let text = std::fs::read_to_string(launch).map_err(|e| say(&e))?;
+    let file: LaunchFile = serde_json::from_str(&text).map_err(|e| say(&e))?;
+    let dir = launch.parent().unwrap_or(std::path::Path::new("."));
+    std::fs::read_to_string(dir.join(file.ptx)).map_err(|e| say(&e))
+}
+
+fn module(file: &std::path::Path) -> Result<Module, String> {
+    let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+    Module::parse(&text).map_err(|e| format!("{}: {e}", file.display()))
+}
+
+fn lint(file: &std::path::Path, json: bool) -> ExitCode {
+    let remarks = match module(file) {
+        Ok(m) => m.lint(),
+        Err(e) => return fail(&e),
     };
-    let module = match Module::parse(&text) {
+    for r in &remarks {
+        if json {
+            println!("{}", serde_json::json!(r));
+        } else {
+            println!("{r}");
+        }
+    }
+    if remarks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn list(file: &std::path::Path, json: bool) -> ExitCode {
+    let module = match module(file) {
         Ok(m) => m,
-        Err(e) => return fail(&format!("{}: {e}", file.display())),
+        Err(e) => return fail(&e),
     };
     let mut outside = false;
     for k in module.kernels() {

@@ -529,8 +529,12 @@ impl<'a> Decoder<'a> {
     }
 
     fn bits_unary(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let shiftamt = m.take("shiftamt");
+        let shiftamt = m.name == "bfind" && m.take("shiftamt");
         let ty = self.need_ty(m)?;
+        let narrow = matches!(m.name, "not" | "cnot") && ty.bits() == 16;
+        if !(matches!(ty.bits(), 32 | 64) || narrow || ty == Ty::Pred && m.name == "not") {
+            return self.unsupported(m.full, format!("type .{}", ty.name()));
+        }
         self.want(m, ops, 2)?;
         if ty == Ty::Pred {
             let (d, _) = self.pred_pair(&ops[0])?;

@@ -26,7 +26,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Takes ordering, scope and cache words, none of which changes a result here.
-    fn hints(&self, m: &mut Mods<'a>) -> bool {
+    pub(super) fn hints(&self, m: &mut Mods<'a>) -> bool {
         let mut policy = false;
         for w in [
             "weak", "relaxed", "acquire", "release", "acq_rel", "sc", "volatile", "mmio", "cta", "gpu",
@@ -72,6 +72,9 @@ impl<'a> Decoder<'a> {
             n: n as u8,
             signed: ty.is_signed(),
             strong: false,
+            acquire: false,
+            release: false,
+            near: false,
             base,
             offset,
         })
@@ -165,12 +168,13 @@ impl<'a> Decoder<'a> {
                 Ok(true)
             }
             "fence" | "membar" => {
+                let near = m.has("cta");
                 self.hints(m);
                 m.take("gl");
                 if m.has("proxy") {
                     return self.unsupported(m.full, "proxy fences");
                 }
-                self.emit(Op::Fence);
+                self.emit(Op::Fence { near });
                 Ok(true)
             }
             _ => Ok(false),
@@ -180,6 +184,7 @@ impl<'a> Decoder<'a> {
     fn ld_st(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let space = self.space(m)?;
         let strong = ["volatile", "relaxed", "acquire", "release", "mmio"].iter().any(|w| m.has(w));
+        let (acquire, release, near) = (m.has("acquire"), m.has("release"), m.has("cta"));
         let policy = self.hints(m);
         let n = self.vector(m);
         let Some(ty) = m.ty() else { return self.bad(format!("`{}` has no type", m.full)) };
@@ -196,7 +201,7 @@ impl<'a> Decoder<'a> {
         }
         let load = m.name != "st";
         let (reg, addr) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
-        let access = Access { strong, ..self.access(m, addr, space, ty, n)? };
+        let access = Access { strong, acquire, release, near, ..self.access(m, addr, space, ty, n)? };
         let (r, more) = self.list(m, reg, n, ty, load)?;
         self.emit(if load { Op::Ld { m: access, d: r, more } } else { Op::St { m: access, s: r, more } });
         Ok(true)
@@ -207,6 +212,8 @@ impl<'a> Decoder<'a> {
             return self.unsupported(m.full, "asynchronous reductions");
         }
         let space = self.space(m)?;
+        let both = m.has("acq_rel");
+        let (acquire, release, near) = (both || m.has("acquire"), both || m.has("release"), m.has("cta"));
         let policy = self.hints(m);
         let noftz = m.take("noftz");
         let ftz = m.take("ftz") && !noftz;
@@ -238,6 +245,7 @@ impl<'a> Decoder<'a> {
         let ops = &ops[..n - usize::from(policy)];
         let (d, rest) = if atom { (self.dst(&ops[0], ty.bits())?, &ops[1..]) } else { (R::NONE, ops) };
         let access = self.access(m, &rest[0], space, ty, 1)?;
+        let access = Access { strong: true, acquire, release, near, ..access };
         if matches!(access.space, Space::Const | Space::Param | Space::Local) {
             return self.unsupported(m.full, "state space");
         }
@@ -254,8 +262,11 @@ impl<'a> Decoder<'a> {
         if !m.take("async") {
             return self.unsupported(m.full, "this instruction");
         }
-        if m.has("bulk") || m.has("mbarrier") {
-            return self.unsupported(m.full, "bulk copies and mbarrier");
+        if m.has("bulk") {
+            return self.unsupported(m.full, "bulk copies");
+        }
+        if m.has("mbarrier") {
+            return self.copy_arrive(m, ops);
         }
         if m.take("commit_group") {
             self.emit(Op::CpCommit);
@@ -286,14 +297,14 @@ impl<'a> Decoder<'a> {
         }
         let (dst, doff, _) = self.address(&ops[0])?;
         let (src, soff, _) = self.address(&ops[1])?;
-        let src_bytes = match ops.get(3) {
-            Some(Opd::Word(w)) if self.pred_name(w).is_ok() => {
-                return self.unsupported(m.full, "ignore-src predicate");
-            }
-            Some(o) => self.src(o, Ty::U32)?,
-            None => R::NONE,
-        };
-        self.emit(Op::CpAsync { dst, doff, src, soff, bytes: *bytes as u8, src_bytes });
+        let (mut src_bytes, mut ignore) = (R::NONE, (NO_P, false));
+        match ops.get(3) {
+            Some(o @ Opd::Not(_)) => ignore = self.pred(o)?,
+            Some(o @ Opd::Word(w)) if self.pred_name(w).is_ok() => ignore = self.pred(o)?,
+            Some(o) => src_bytes = self.src(o, Ty::U32)?,
+            None => {}
+        }
+        self.emit(Op::CpAsync { dst, doff, src, soff, bytes: *bytes as u8, src_bytes, ignore });
         Ok(true)
     }
 }

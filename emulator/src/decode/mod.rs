@@ -6,6 +6,7 @@
 //! its own, so recursion is refused.
 
 mod arith;
+mod mbarrier;
 mod memory;
 mod operands;
 mod warp;

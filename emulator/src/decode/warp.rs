@@ -155,6 +155,7 @@ impl<'a> Decoder<'a> {
                 self.emit(Op::Movmatrix { d, a });
             }
             "mma" => return self.mma(m, ops),
+            "mbarrier" => return self.mbarrier(m, ops),
             "wmma" => return self.wmma(m, ops),
             _ => return Ok(false),
         }
@@ -266,16 +267,37 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
+    /// m16n8k32 and k64 of s4 and u4.
+    fn mma_int4(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>], shape: &str, sat: bool) -> Result<bool> {
+        let sign = |s: &str| matches!(s, "s4" | "u4").then(|| s == "s4");
+        let (a, b) = (m.find(sign), m.find(sign));
+        let sums = m.take("s32") & m.take("s32");
+        let (Some(a_signed), Some(b_signed), true, "m16n8k32" | "m16n8k64") = (a, b, sums, shape) else {
+            return self.unsupported(m.full, "shape or types");
+        };
+        self.count(m, ops, 4..=4)?;
+        let k = if shape == "m16n8k64" { 64 } else { 32 };
+        let n = usize::from(k) / 16;
+        let regs = self.pool(&ops[0], 4, Ty::B32, true)?;
+        self.pool(&ops[1], n, Ty::B32, false)?;
+        self.pool(&ops[2], n / 2, Ty::B32, false)?;
+        self.pool(&ops[3], 4, Ty::B32, false)?;
+        let kind = MmaKind::Int { k, bits: 4, a_signed, b_signed, sat };
+        self.emit(Op::Mma { kind, regs });
+        Ok(true)
+    }
+
     fn mma(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let fixed = m.take("sync") & m.take("aligned") & m.take("row") & m.take("col");
         let shape = m.find(|s| s.starts_with('m').then_some(s));
         let sat = m.take("satfinite");
+        if let (Some(shape), true) = (shape, fixed && (m.has("s4") || m.has("u4"))) {
+            return self.mma_int4(m, ops, shape, sat);
+        }
         let tys = [m.ty(), m.ty(), m.ty(), m.ty()];
-        let mut int4 = false;
         let (Some(shape), [Some(dt), Some(at), Some(bt), Some(ct)], true) = (shape, tys, fixed) else {
-            int4 |= m.has("s4") || m.has("u4") || m.has("b1");
             return self
-                .unsupported(m.full, if int4 { "4-bit and 1-bit types" } else { "layout, shape or type" });
+                .unsupported(m.full, if m.has("b1") { "1-bit types" } else { "layout, shape or type" });
         };
         let half = |t: Ty| match t {
             Ty::F16 => Some(Hf::F16),
@@ -309,7 +331,8 @@ impl<'a> Decoder<'a> {
             ("m16n8k32" | "m16n8k16", _) if byte(at) && byte(bt) && dt == Ty::S32 && ct == Ty::S32 => {
                 let k = if shape == "m16n8k32" { 32 } else { 16 };
                 let ab = k as usize / 8;
-                let kind = MmaKind::Int8 { k, a_signed: at == Ty::S8, b_signed: bt == Ty::S8, sat };
+                let (a_signed, b_signed) = (at == Ty::S8, bt == Ty::S8);
+                let kind = MmaKind::Int { k, bits: 8, a_signed, b_signed, sat };
                 (kind, [4, ab, ab / 2, 4], [Ty::B32, Ty::B32])
             }
             ("m8n8k4", Ty::F64) if bt == at && dt == at && ct == at => {

@@ -2,6 +2,8 @@
 
 use super::lanes::lanes;
 use super::mem::{read_le, write_le};
+use super::order::Me;
+use super::race::{self, Bring, How};
 use super::{Cta, Machine};
 use crate::inst::*;
 use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
@@ -74,6 +76,28 @@ impl Machine<'_> {
         }
         self.count_access(cta, wi, &s, bytes, true);
         self.n.atomics += u64::from(s.ok.count_ones());
+        if self.check_race {
+            self.strong_global(cta, wi, &s, &m, true, true);
+            let how = How::of(&m);
+            let mut conflict = None;
+            let Cta { warps, far, linear, records, .. } = &mut *cta;
+            let mut me = Me::new(&warps[wi].clock, far, *linear, wi as u32);
+            for lane in lanes(s.ok) {
+                me.lane = lane as u32;
+                let at = s.offset[lane];
+                let hit = match s.space {
+                    Space::Shared => {
+                        let cells = &mut records[race::within(at, bytes)];
+                        me.write(cells, at % 4, bytes, pc, how, Bring::Atomic)
+                    }
+                    _ => self.race_write(&me, &s, bytes, pc, how, None, lane),
+                };
+                if let (Some(hit), None) = (hit, conflict) {
+                    conflict = Some((lane as u32, hit));
+                }
+            }
+            self.race_found(cta, wi, pc, &s, conflict);
+        }
         let Cta { shared, shared_known, warps, .. } = cta;
         let w = &mut warps[wi];
         for lane in lanes(s.ok) {

@@ -52,6 +52,11 @@ impl Machine<'_> {
             b.popc += (mask & if pneg { !v } else { v }).count_ones();
             self.check_pred(w, pc, mask, p);
         }
+        if self.check_race {
+            self.acquire_found(cta, wi);
+            self.fence_comes(cta, wi, id);
+        }
+        let b = &mut cta.bars[id];
         let w = &mut cta.warps[wi];
         for (s, &t) in b.seen.iter_mut().zip(&w.clock.seen) {
             *s = (*s).max(t);
@@ -77,7 +82,11 @@ impl Machine<'_> {
     fn release(&mut self, cta: &mut Cta, id: usize) {
         let b = std::mem::take(&mut cta.bars[id]);
         let insts = self.insts;
-        cta.releases += 1;
+        if self.check_race {
+            let waits = |w: &super::Warp| w.groups.iter().any(|g| g.state == State::Bar(id as u8));
+            let who: Vec<usize> = (0..cta.warps.len()).filter(|&i| waits(&cta.warps[i])).collect();
+            self.fence_goes(cta, &who, id);
+        }
         for w in &mut cta.warps {
             let live = w.exists & !w.exited;
             for i in 0..w.groups.len() {

@@ -4,8 +4,10 @@
 
 use super::lanes::lanes;
 use super::mem::Spots;
-use super::{Cta, Machine, Pending, race};
-use crate::inst::R;
+use super::order::Me;
+use super::race::{self, Bring, How};
+use super::{Cta, Machine, Pending};
+use crate::inst::{NO_P, P, R};
 use crate::types::Space;
 
 impl Machine<'_> {
@@ -20,6 +22,7 @@ impl Machine<'_> {
         (src, soff): (R, i64),
         bytes: u8,
         src_bytes: R,
+        ignore: (P, bool),
     ) {
         self.check_regs(&mut cta.warps[wi], pc, mask, &[dst, src, src_bytes]);
         let total = usize::from(bytes);
@@ -28,24 +31,31 @@ impl Machine<'_> {
         self.count_access(cta, wi, &to, total, true);
         if self.check_race {
             let mut conflict = None;
-            let Cta { warps, records, releases, .. } = cta;
-            let w = &warps[wi];
+            let Cta { warps, records, far, linear, .. } = &mut *cta;
+            let mut me = Me::new(&warps[wi].clock, far, *linear, wi as u32);
             for lane in lanes(to.ok) {
-                let at = to.offset[lane]..to.offset[lane] + total;
-                let hit = race::write(&mut records[at], &w.clock, *releases, w.index, lane as u32, None);
-                if let (Some((other, kind)), None) = (hit, conflict) {
-                    conflict = Some((lane as u32, other, kind));
+                me.lane = lane as u32;
+                let at = to.offset[lane];
+                let cells = &mut records[race::within(at, total)];
+                let hit = me.write(cells, at % 4, total, pc, How::default(), Bring::Later);
+                if let (Some(hit), None) = (hit, conflict) {
+                    conflict = Some((lane as u32, hit));
                 }
             }
-            if let Some((lane, other, kind)) = conflict {
-                self.race_found(cta, wi, pc, lane, other, kind);
-            }
+            self.race_found(cta, wi, pc, &to, conflict);
         }
         let mut size = [bytes; 32];
         if src_bytes.some() {
             let v = cta.warps[wi].bank.r32(src_bytes);
             for i in 0..32 {
                 size[i] = v[i].min(u32::from(bytes)) as u8;
+            }
+        }
+        if ignore.0 != NO_P {
+            self.check_pred(&mut cta.warps[wi], pc, mask, ignore.0);
+            let v = cta.warps[wi].preds[ignore.0 as usize];
+            for lane in lanes(if ignore.1 { !v } else { v }) {
+                size[lane] = 0;
             }
         }
         self.addresses(cta, wi, src, soff);
@@ -61,6 +71,18 @@ impl Machine<'_> {
                 self.spots(cta, wi, pc, reads, Space::Global, total, false)
             };
             self.count_access(cta, wi, &from, total, false);
+            if self.check_race {
+                // Bytes beyond those read are in the same cells at most.
+                if partial {
+                    for lane in lanes(from.ok) {
+                        let one = Spots { ok: 1 << lane, ..from };
+                        let n = usize::from(size[lane]);
+                        self.race_read(cta, wi, pc, &one, n, How::default(), false);
+                    }
+                } else {
+                    self.race_read(cta, wi, pc, &from, total, How::default(), false);
+                }
+            }
             if self.check_init && !partial {
                 self.check_written(cta, wi, pc, &from, total);
             }
@@ -75,7 +97,7 @@ impl Machine<'_> {
                 dst: to.offset[lane] as u32,
                 src: w.addr[lane],
                 group: w.committed[lane],
-                pc,
+                bar: None,
             });
         }
     }
@@ -119,18 +141,24 @@ impl Machine<'_> {
 
     /// Completes all but the newest `pending` groups of each lane.
     pub(super) fn cp_wait(&mut self, cta: &mut Cta, wi: usize, mask: u32, pending: u32) {
+        // wait_all also takes what was not committed.
+        self.land(cta, wi, |p, committed| {
+            let lane = usize::from(p.lane);
+            mask >> lane & 1 != 0 && (pending == u32::MAX || p.group + pending < committed[lane])
+        });
+    }
+
+    /// Moves the bytes of the copies of a warp that are `due`, given the groups its lanes committed.
+    pub(super) fn land(&mut self, cta: &mut Cta, wi: usize, due: impl Fn(&Pending, &[u32; 32]) -> bool) {
         let Cta { shared, shared_known, warps, records, .. } = cta;
         let w = &mut warps[wi];
-        let (clock, check_race) = (&w.clock, self.check_race);
+        let (now, check_race) = (w.clock.time, self.check_race);
         let committed = w.committed;
         let check_init = self.check_init;
         let mem = &self.l.mem;
         let mut last = 0usize;
         w.pending.retain(|p| {
-            let lane = usize::from(p.lane);
-            // wait_all also takes what was not committed.
-            let done = if pending == u32::MAX { true } else { p.group + pending < committed[lane] };
-            if mask >> lane & 1 == 0 || !done {
+            if !due(p, &committed) {
                 return true;
             }
             let (n, total, dst) = (usize::from(p.src_bytes), usize::from(p.bytes), p.dst as usize);
@@ -151,12 +179,11 @@ impl Machine<'_> {
                 }
             }
             if check_race {
-                race::landed(&mut records[dst..dst + total], clock);
+                race::landed(&mut records[race::within(dst, total)], now);
             }
             if check_init {
                 shared_known.set(dst, total);
             }
-            let _ = p.pc;
             false
         });
     }

@@ -83,7 +83,7 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, list);
         }
         if load && self.check_race {
-            self.race_read(cta, wi, pc, &s, 16, true);
+            self.race_read(cta, wi, pc, &s, 16, super::race::How::default(), true);
         }
         let Cta { shared, shared_known, warps, .. } = cta;
         let w = &mut warps[wi];
@@ -133,7 +133,10 @@ impl Machine<'_> {
                 (if acc_f32 { 4 } else { 2 }, usize::from(k) / 4, usize::from(k) / 8)
             }
             MmaKind::Tf32 { k } => (4, usize::from(k) / 2, usize::from(k) / 4),
-            MmaKind::Int8 { k, .. } => (4, usize::from(k) / 8, usize::from(k) / 16),
+            MmaKind::Int { k, bits, .. } => {
+                let k = usize::from(k) * usize::from(bits);
+                (4, k / 64, k / 128)
+            }
             MmaKind::F64 => (2, 1, 1),
         };
         let prog = self.l.prog;
@@ -224,24 +227,28 @@ impl Machine<'_> {
                     }
                 }
             }
-            MmaKind::Int8 { k, a_signed, b_signed, sat } => {
+            MmaKind::Int { k, bits, a_signed, b_signed, sat } => {
                 let k = usize::from(k);
                 self.n.mma_operations += 2 * 16 * 8 * k as u64;
-                let int = |x: u32, s: bool| if s { i32::from(x as u8 as i8) } else { i32::from(x as u8) };
-                let mut ta = [[0i32; 32]; 16];
-                let mut tb = [[0i32; 8]; 32];
+                let (bits, per) = (u32::from(bits), 32 / usize::from(bits));
+                let int = |x: u32, j: usize, signed: bool| {
+                    let top = x << (32 - bits * (j as u32 + 1));
+                    if signed { top as i32 >> (32 - bits) } else { (top >> (32 - bits)) as i32 }
+                };
+                let mut ta = [[0i32; 64]; 16];
+                let mut tb = [[0i32; 8]; 64];
                 for (i, &r) in a.iter().enumerate() {
                     for (lane, &x) in bank.r32(r).iter().enumerate() {
-                        for j in 0..4 {
-                            ta[lane / 4 + 8 * (i & 1)][4 * (lane % 4) + j + 16 * (i / 2)] =
-                                int(x >> (8 * j), a_signed);
+                        for j in 0..per {
+                            ta[lane / 4 + 8 * (i & 1)][per * (lane % 4) + j + 4 * per * (i / 2)] =
+                                int(x, j, a_signed);
                         }
                     }
                 }
                 for (i, &r) in b.iter().enumerate() {
                     for (lane, &x) in bank.r32(r).iter().enumerate() {
-                        for j in 0..4 {
-                            tb[4 * (lane % 4) + j + 16 * i][lane / 4] = int(x >> (8 * j), b_signed);
+                        for j in 0..per {
+                            tb[per * (lane % 4) + j + 4 * per * i][lane / 4] = int(x, j, b_signed);
                         }
                     }
                 }

@@ -5,7 +5,8 @@
 //! drop out; a load gives them zero.
 
 use super::lanes::lanes;
-use super::race;
+use super::order::Me;
+use super::race::{self, Bring, How};
 use super::{Cta, Machine};
 use crate::error::Error;
 use crate::inst::*;
@@ -14,6 +15,7 @@ use crate::report::{Class, Place};
 use crate::types::Space;
 
 /// Where the lanes of an access go.
+#[derive(Clone, Copy)]
 pub(super) struct Spots {
     pub space: Space,
     /// Lanes whose place is good.
@@ -382,8 +384,11 @@ impl Machine<'_> {
         }
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, false);
-            if this.check_race && !m.strong {
-                this.race_read(cta, wi, pc, &s, total, false);
+            if this.check_race {
+                this.strong_global(cta, wi, &s, &m, true, false);
+                if !m.strong {
+                    this.race_read(cta, wi, pc, &s, total, How::of(&m), false);
+                }
             }
             this.count_access(cta, wi, &s, total, false);
             if this.check_init {
@@ -462,15 +467,31 @@ impl Machine<'_> {
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
-            let races = this.check_race && !m.strong && s.space == Space::Shared;
-            let mut conflict: Option<(u32, u16, &'static str)> = None;
-            let Cta { shared, shared_known, warps, records, releases, .. } = cta;
+            let races = this.check_race;
+            if races {
+                this.strong_global(cta, wi, &s, &m, false, true);
+            }
+            let how = How::of(&m);
+            let mut conflict = None;
+            let Cta { shared, shared_known, warps, records, far, linear, .. } = &mut *cta;
             let w = &mut warps[wi];
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
             match s.space {
                 Space::Global => {
+                    let mut me = Me::new(&w.clock, far, *linear, wi as u32);
                     for lane in lanes(s.ok) {
+                        if races {
+                            let mut new = [0u8; 64];
+                            for j in 0..n {
+                                write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
+                            }
+                            me.lane = lane as u32;
+                            let hit = this.race_write(&me, &s, total, pc, how, Some(&new[..total]), lane);
+                            if let (Some(hit), None) = (hit, conflict) {
+                                conflict = Some((lane as u32, hit));
+                            }
+                        }
                         let a = &mut this.l.mem.allocs[s.alloc[lane] as usize];
                         for j in 0..n {
                             write_le(
@@ -486,24 +507,20 @@ impl Machine<'_> {
                     }
                 }
                 Space::Shared => {
+                    let mut me = Me::new(&w.clock, far, *linear, wi as u32);
                     for lane in lanes(s.ok) {
                         if races {
                             let mut new = [0u8; 64];
                             for j in 0..n {
                                 write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
                             }
-                            let at = s.offset[lane]..s.offset[lane] + total;
-                            let values = Some((&shared[at.clone()], &new[..total]));
-                            let hit = race::write(
-                                &mut records[at],
-                                &w.clock,
-                                *releases,
-                                w.index,
-                                lane as u32,
-                                values,
-                            );
-                            if let Some((other, kind)) = hit {
-                                conflict.get_or_insert((lane as u32, other, kind));
+                            let at = s.offset[lane];
+                            let bring = Bring::Bytes(&shared[at..at + total], &new[..total]);
+                            me.lane = lane as u32;
+                            let cells = &mut records[race::within(at, total)];
+                            let hit = me.write(cells, at % 4, total, pc, how, bring);
+                            if let (Some(hit), None) = (hit, conflict) {
+                                conflict = Some((lane as u32, hit));
                             }
                         }
                         for j in 0..n {
@@ -531,9 +548,7 @@ impl Machine<'_> {
                 }
                 _ => {}
             }
-            if let Some((lane, other, kind)) = conflict {
-                this.race_found(cta, wi, pc, lane, other, kind);
-            }
+            this.race_found(cta, wi, pc, &s, conflict);
         });
     }
 }

@@ -15,7 +15,9 @@ mod barrier;
 mod copies;
 mod lanes;
 mod matrix;
+mod mbarrier;
 mod mem;
+mod order;
 mod print;
 mod race;
 mod traffic;
@@ -65,7 +67,8 @@ struct Pending {
     dst: u32,
     src: u64,
     group: u32,
-    pc: u32,
+    /// mbarrier whose phase it belongs to.
+    bar: Option<u32>,
 }
 
 struct Warp {
@@ -87,7 +90,7 @@ struct Warp {
     pending: Vec<Pending>,
     committed: [u32; 32],
     executed: u64,
-    clock: race::Clock,
+    clock: order::Clock,
     addr: [u64; 32],
 }
 
@@ -108,9 +111,15 @@ struct Cta {
     shared_known: Bits,
     bars: [Barrier; 16],
     /// Last accesses to shared memory, empty when nobody looks.
-    records: Vec<race::Record>,
-    /// Barriers released so far.
-    releases: u32,
+    records: Vec<race::Cell>,
+    /// What is known of other CTAs.
+    far: order::Far,
+    /// Fences of the warps that wait at each barrier.
+    bar_fences: [Vec<std::rc::Rc<order::Times>>; 16],
+    /// mbarrier objects, by offset.
+    phases: HashMap<usize, mbarrier::Phases>,
+    /// Number of the CTA in the grid.
+    linear: u32,
     /// Times seen by strong accesses.
     strong_seen: [u32; 32],
     warps: Vec<Warp>,
@@ -152,13 +161,15 @@ pub(crate) struct Outcome {
     pub counters: Counters,
     pub completed: bool,
     pub output: String,
+    /// Counters of each instruction, when asked for.
+    pub profile: Vec<Counters>,
 }
 
 struct Machine<'a> {
     l: Launch<'a>,
     insts: &'a [Inst],
     findings: Vec<Finding>,
-    seen: HashMap<(Class, &'static str, u32), usize>,
+    seen: HashMap<(Class, &'static str, u32, u32), usize>,
     dropped: u64,
     n: Counters,
     steps: u64,
@@ -172,6 +183,17 @@ struct Machine<'a> {
     cta_id: [u32; 3],
     output: String,
     scatter: [u32; 32],
+    /// Counters of each instruction, empty when nobody asked.
+    profile: Vec<Counters>,
+    profiling: bool,
+    /// Counters before the current instruction.
+    before: Counters,
+    /// Last accesses to global memory.
+    pages: race::Pages,
+    /// What strong writes left at their addresses.
+    marks: HashMap<u64, order::Mark>,
+    /// The other side of the race that is being reported.
+    other_pc: u32,
 }
 
 /// xorshift, enough for schedules.
@@ -212,13 +234,25 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         cta_id: [0; 3],
         output: String::new(),
         scatter: [0; 32],
+        profiling: options.profile,
+        before: Counters::default(),
+        profile: if options.profile { vec![Counters::default(); prog.insts.len()] } else { Vec::new() },
+        pages: race::Pages::default(),
+        marks: HashMap::new(),
+        other_pc: 0,
         l,
     };
     m.run();
     if let Some(e) = m.fatal {
         return Err(e);
     }
-    Ok(Outcome { completed: !m.stop, findings: m.findings, counters: m.n, output: m.output })
+    Ok(Outcome {
+        completed: !m.stop,
+        findings: m.findings,
+        counters: m.n,
+        output: m.output,
+        profile: m.profile,
+    })
 }
 
 impl Machine<'_> {
@@ -291,7 +325,7 @@ impl Machine<'_> {
                 pending: Vec::new(),
                 committed: [0; 32],
                 executed: 0,
-                clock: race::Clock::new(),
+                clock: order::Clock::new(),
                 addr: [0; 32],
             })
             .collect();
@@ -300,8 +334,15 @@ impl Machine<'_> {
             shared: vec![0; self.l.shared as usize],
             shared_known: Bits::new(self.l.shared as usize),
             bars: [Barrier::default(); 16],
-            records: if self.check_race { vec![race::FRESH; self.l.shared as usize] } else { Vec::new() },
-            releases: 0,
+            records: if self.check_race {
+                vec![race::FRESH; self.l.shared.div_ceil(4) as usize]
+            } else {
+                Vec::new()
+            },
+            far: order::Far::default(),
+            bar_fences: Default::default(),
+            phases: HashMap::new(),
+            linear: 0,
             strong_seen: [0; 32],
             warps,
             bar_event: false,
@@ -316,7 +357,10 @@ impl Machine<'_> {
         cta.shared.fill(0xcd);
         cta.bars = [Barrier::default(); 16];
         cta.records.fill(race::FRESH);
-        cta.releases = 0;
+        cta.far.clear();
+        cta.phases.clear();
+        cta.bar_fences.iter_mut().for_each(Vec::clear);
+        cta.linear = linear as u32 & race::CTAS;
         cta.strong_seen = [0; 32];
         cta.next = 0;
         let [bx, by, _] = self.l.block;
@@ -528,6 +572,9 @@ impl Machine<'_> {
                     }
                     active &= if inst.guard & GUARD_NEG != 0 { !v } else { v };
                 }
+                if self.profiling {
+                    self.before = self.n;
+                }
                 budget -= 1;
                 self.steps += 1;
                 let w = &mut cta.warps[wi];
@@ -535,6 +582,9 @@ impl Machine<'_> {
                 self.n.warp_instructions += 1;
                 self.n.lane_instructions += u64::from(active.count_ones());
                 if active == 0 {
+                    if self.profiling {
+                        self.note(pc);
+                    }
                     pc += 1;
                 } else {
                     if active != mask && is_sync(&inst.op) {
@@ -546,7 +596,11 @@ impl Machine<'_> {
                         mask = active;
                     }
                     w.groups[gi].pc = pc;
-                    match self.exec(&inst.op, cta, wi, pc, active, gi) {
+                    let flow = self.exec(&inst.op, cta, wi, pc, active, gi);
+                    if self.profiling {
+                        self.note(pc);
+                    }
+                    match flow {
                         Flow::Next => pc += 1,
                         Flow::Jump(t) if active == mask => pc = t,
                         Flow::Jump(t) => {
@@ -646,6 +700,13 @@ impl Machine<'_> {
         moved
     }
 
+    /// Adds what the last instruction counted to its line.
+    #[cold]
+    fn note(&mut self, pc: u32) {
+        let spent = self.n.since(&self.before);
+        self.profile[pc as usize].add(&spent);
+    }
+
     fn scatter(&mut self, w: &mut Warp, gi: usize, pc: u32, mask: u32, active: u32) {
         w.grace = 0;
         let rest = mask & !active;
@@ -680,7 +741,7 @@ impl Machine<'_> {
         at: Option<(u64, Option<Where>)>,
         message: impl FnOnce() -> String,
     ) {
-        if let Some(&i) = self.seen.get(&(class, kind, pc)) {
+        if let Some(&i) = self.seen.get(&(class, kind, pc, self.other_pc)) {
             self.findings[i].count += 1;
             return;
         }
@@ -688,21 +749,18 @@ impl Machine<'_> {
             self.dropped += 1;
             return;
         }
-        let place = self.l.prog.places.get(pc as usize).copied().unwrap_or_default();
-        let source = (place.file != 0)
-            .then(|| self.l.files.get(&place.file).map(|f| (f.clone(), place.source)))
-            .flatten();
+        let (line, source) = self.source(pc);
         let (address, allocation) = match at {
             Some((a, p)) => (Some(a), p),
             None => (None, None),
         };
-        self.seen.insert((class, kind, pc), self.findings.len());
+        self.seen.insert((class, kind, pc, self.other_pc), self.findings.len());
         self.findings.push(Finding {
             class,
             kind: kind.to_string(),
             message: message(),
             kernel: self.l.prog.name.clone(),
-            line: place.line,
+            line,
             source,
             cta: self.cta_id,
             warp,
@@ -710,7 +768,15 @@ impl Machine<'_> {
             address,
             allocation,
             count: 1,
+            other: None,
         });
+    }
+
+    /// PTX line, and file and line by `.loc`.
+    fn source(&self, pc: u32) -> (u32, Option<(String, u32)>) {
+        let place = self.l.prog.places.get(pc as usize).copied().unwrap_or_default();
+        let file = if place.file == 0 { None } else { self.l.files.get(&place.file) };
+        (place.line, file.map(|f| (f.clone(), place.source)))
     }
 
     fn uninit_reg(&mut self, w: &Warp, pc: u32, lanes: u32) {

@@ -1,209 +1,253 @@
-//! Conflicting accesses to shared memory without an order between them.
+//! Conflicting accesses to shared and global memory without an order between them.
 //!
-//! Every byte remembers its last writer and its readers with the writer's logical time; 12 bytes a
-//! byte. Time advances at synchronisations. Warps order each other by CTA barriers (a vector of the
-//! times each warp has seen), lanes of one warp by any `.sync` both take part in. Strong accesses
-//! and atomics are not checked and order everything through them, so locks give no false report.
-//! Where the record is too small to decide (readers of several warps), the doubt is for the kernel.
+//! Every four bytes have a cell with their last two writers and two readers: thread, logical time,
+//! bytes, instruction; 12 bytes a byte, in pages made at the first touch for global memory. Who is
+//! ordered behind whom is the matter of `order.rs`. Strong accesses (atomics, volatile, relaxed and
+//! up) conflict only with weak ones, and strong loads with nothing, so that polling is free. What a cell has no room for is forgotten: the doubt is for the
+//! kernel, so every finding names two accesses that really took place without an order.
 
 use super::lanes::lanes;
 use super::mem::Spots;
+use super::order::Me;
 use super::{Cta, Machine};
-use crate::report::{Class, Place};
+use crate::inst::Access;
+use crate::report::{Class, Place, Side};
 use crate::types::Space;
 
-/// Nobody.
-const NONE: u16 = u16::MAX;
-/// Lanes of more than one warp.
-const MANY: u16 = u16::MAX - 1;
 /// Time of a `cp.async` that was not waited for: ordered with nothing.
-const IN_FLIGHT: u32 = u32::MAX;
+pub(super) const IN_FLIGHT: u32 = u32::MAX;
 /// Lane number that stands for several lanes of a warp.
 pub(super) const SEVERAL: u32 = 32;
+/// Most CTAs that are told apart.
+pub(super) const CTAS: u32 = (1 << 27) - 2;
+/// Cells of a page of global memory.
+const PAGE: usize = 1024;
 
-/// Last accesses to one byte.
+/// One access; `who` is 0 for nobody, else warp + 32 * CTA + 1.
 #[derive(Clone, Copy)]
-pub(super) struct Record {
-    writer: u16,
-    reader: u16,
-    written: u32,
-    read: u32,
+pub(super) struct Past {
+    who: u32,
+    time: u32,
+    /// Instruction (20 bits), lane (6), CTA scope, strong, bytes (4).
+    bits: u32,
 }
 
-pub(super) const FRESH: Record = Record { writer: NONE, reader: NONE, written: 0, read: 0 };
+const STRONG: u32 = 1 << 4;
+const NEAR: u32 = 1 << 5;
+const BYTES: u32 = 15;
 
-/// What a warp knows of time.
-pub(super) struct Clock {
-    pub time: u32,
-    /// Time of the last synchronisation of all living lanes.
-    full: u32,
-    /// Newest time of each warp that this one is ordered behind.
-    pub seen: [u32; 32],
-    /// `pair[b][a]`: newest time of lane a that lane b is ordered behind, beyond `full`.
-    pair: Box<[[u32; 32]; 32]>,
-}
-
-impl Clock {
-    pub fn new() -> Clock {
-        Clock { time: 1, full: 0, seen: [0; 32], pair: Box::new([[0; 32]; 32]) }
+impl Past {
+    pub fn warp(self) -> u32 {
+        (self.who - 1) & 31
     }
-
-    pub fn reset(&mut self) {
-        self.time = 1;
-        self.full = 0;
-        self.seen = [0; 32];
-        *self.pair = [[0; 32]; 32];
+    pub fn cta(self) -> u32 {
+        (self.who - 1) >> 5
     }
-
-    /// The lanes `mask` met; `live` are all there are.
-    pub fn sync(&mut self, mask: u32, live: u32) {
-        if mask & live == live {
-            self.full = self.time;
-        } else {
-            let mut newest = [0u32; 32];
-            for b in lanes(mask) {
-                for a in 0..32 {
-                    newest[a] = newest[a].max(self.pair[b][a]);
-                }
-            }
-            for a in lanes(mask) {
-                newest[a] = self.time;
-            }
-            for b in lanes(mask) {
-                self.pair[b] = newest;
-            }
-        }
-        self.time += 1;
+    pub fn lane(self) -> u32 {
+        self.bits >> 6 & 63
     }
-
-    fn ordered(&self, warp: u32, lane: u32, thread: u16, time: u32) -> bool {
-        if time == IN_FLIGHT {
+    pub fn time(self) -> u32 {
+        self.time
+    }
+    fn pc(self) -> u32 {
+        self.bits >> 12
+    }
+    /// Takes in another access of the same warp at the same time, or says no.
+    fn merge(&mut self, o: Past) -> bool {
+        if self.who != o.who || self.time != o.time {
             return false;
         }
-        let (w, l) = (u32::from(thread) / 33, u32::from(thread) % 33);
-        if w != warp {
-            return self.seen[(w & 31) as usize] >= time;
-        }
-        if self.full >= time {
-            return true;
-        }
-        let after = |b: usize, a: usize| b == a || self.pair[b][a] >= time;
-        match (l, lane) {
-            (SEVERAL, SEVERAL) => true,
-            (SEVERAL, b) => (0..32).any(|a| a != b as usize && after(b as usize, a)),
-            (a, SEVERAL) => (0..32).all(|b| after(b, a as usize)),
-            (a, b) => after(b as usize, a as usize),
+        let lane = if self.lane() == o.lane() { o.lane() } else { SEVERAL };
+        let strong = self.bits & o.bits & STRONG | (self.bits | o.bits) & NEAR;
+        self.bits = o.pc() << 12 | lane << 6 | strong | (self.bits | o.bits) & BYTES;
+        true
+    }
+    /// Both strong, and in scope of each other.
+    fn both_strong(self, o: Past) -> bool {
+        self.bits & o.bits & STRONG != 0 && (self.cta() == o.cta() || (self.bits | o.bits) & NEAR == 0)
+    }
+    fn clear(&mut self, bytes: u32) {
+        self.bits &= !bytes;
+        if self.bits & BYTES == 0 {
+            self.who = 0;
         }
     }
 }
 
-fn thread(warp: u32, lane: u32) -> u16 {
-    (warp * 33 + lane) as u16
+const NOBODY: Past = Past { who: 0, time: 0, bits: 0 };
+
+/// Last accesses to four bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Cell {
+    writers: [Past; 2],
+    readers: [Past; 2],
 }
 
-/// The thread of a record, in words.
-pub(super) fn describe(t: u16) -> String {
-    match (t, t % 33) {
-        (MANY, _) => "threads of several warps".to_string(),
-        (_, 32) => format!("lanes of warp {}", t / 33),
-        (_, lane) => format!("warp {} lane {lane}", t / 33),
+pub(super) const FRESH: Cell = Cell { writers: [NOBODY; 2], readers: [NOBODY; 2] };
+
+/// Cells of global memory: by allocation, then by page.
+#[derive(Default)]
+pub(super) struct Pages(Vec<Vec<Option<Box<[Cell]>>>>);
+
+impl Pages {
+    /// The cells of `total` bytes at `offset`, which lie in one page as all aligned accesses do.
+    fn cells(&mut self, alloc: usize, offset: usize, total: usize) -> &mut [Cell] {
+        if self.0.len() <= alloc {
+            self.0.resize_with(alloc + 1, Vec::new);
+        }
+        let (page, at) = (offset / 4 / PAGE, offset / 4 % PAGE);
+        let pages = &mut self.0[alloc];
+        if pages.len() <= page {
+            pages.resize_with(page + 1, || None);
+        }
+        let cells = pages[page].get_or_insert_with(|| vec![FRESH; PAGE].into_boxed_slice());
+        let end = (at + (offset % 4 + total).div_ceil(4)).min(PAGE);
+        &mut cells[at..end]
     }
 }
 
-/// A read of bytes; gives the writer it conflicts with and whether that is a copy in flight.
-pub(super) fn read(
-    bytes: &mut [Record],
-    c: &Clock,
-    releases: u32,
-    warp: u32,
-    lane: u32,
-) -> Option<(u16, bool)> {
-    let me = thread(warp, lane);
-    let mut bad = None;
-    for b in bytes {
-        if b.writer != NONE && !c.ordered(warp, lane, b.writer, b.written) {
-            bad = Some((b.writer, b.written == IN_FLIGHT));
-        }
-        // Readers of several warps are forgotten at a barrier: this read is then the first since.
-        let forgotten = b.reader == MANY && b.read != releases;
-        if b.reader == MANY && !forgotten {
-            b.read = releases;
-        } else if forgotten || b.reader == NONE || b.reader == me || c.ordered(warp, lane, b.reader, b.read) {
-            (b.reader, b.read) = (me, c.time);
-        } else if u32::from(b.reader) / 33 == warp {
-            (b.reader, b.read) = (thread(warp, SEVERAL), c.time);
-        } else {
-            (b.reader, b.read) = (MANY, releases);
-        }
-    }
-    bad
+/// How an access is made.
+#[derive(Clone, Copy, Default)]
+pub(super) struct How {
+    pub strong: bool,
+    pub near: bool,
 }
 
-/// A write of `new` over `old` (`None`: a copy that will land later). Writing what is there already
-/// conflicts with no other write.
-pub(super) fn write(
-    bytes: &mut [Record],
-    c: &Clock,
-    releases: u32,
-    warp: u32,
-    lane: u32,
-    values: Option<(&[u8], &[u8])>,
-) -> Option<(u16, &'static str)> {
-    let me = thread(warp, lane);
-    let mut bad = None;
-    for (i, b) in bytes.iter_mut().enumerate() {
-        let same = values.is_some_and(|(old, new)| old[i] == new[i]) && b.written != IN_FLIGHT;
-        if b.writer != NONE
-            && !same
-            && !c.ordered(warp, lane, b.writer, b.written)
-            && (b.writer != me || b.written == IN_FLIGHT && values.is_some())
-        {
-            bad = Some((
-                b.writer,
-                if b.written == IN_FLIGHT { "overwrites copy in flight" } else { "write after write" },
-            ));
-        }
-        let waits = match b.reader {
-            NONE => true,
-            MANY => releases != b.read,
-            r => r == me || c.ordered(warp, lane, r, b.read),
-        };
-        if !waits && !same {
-            bad = Some((b.reader, "write after read"));
-        }
-        *b = Record {
-            writer: me,
-            reader: NONE,
-            written: if values.is_some() { c.time } else { IN_FLIGHT },
-            read: 0,
-        };
+impl How {
+    pub fn of(m: &Access) -> How {
+        How { strong: m.strong, near: m.near }
     }
-    bad
+}
+
+/// What a write brings.
+pub(super) enum Bring<'a> {
+    /// These bytes instead of those.
+    Bytes(&'a [u8], &'a [u8]),
+    /// An atomic.
+    Atomic,
+    /// A copy that lands later.
+    Later,
+}
+
+type Hit = Option<(Past, &'static str)>;
+
+impl Me<'_> {
+    fn past(&self, pc: u32, how: How, time: u32) -> Past {
+        let strong = (u32::from(how.strong) * STRONG) | (u32::from(how.near) * NEAR);
+        Past { who: (self.cta << 5 | self.warp) + 1, time, bits: pc << 12 | self.lane << 6 | strong }
+    }
+
+    /// A read of `total` bytes, the first at `skip` of the first cell.
+    #[inline]
+    pub(super) fn read(&self, cells: &mut [Cell], skip: usize, total: usize, pc: u32, how: How) -> Hit {
+        let mut bad = None;
+        let new = self.past(pc, how, self.clock.stamp(how.strong));
+        for (i, cell) in cells.iter_mut().enumerate() {
+            let bytes = bytes_of(i, skip, total);
+            for w in cell.writers {
+                if w.who != 0 && w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
+                    let flying = w.time == IN_FLIGHT;
+                    bad = Some((w, if flying { "reads copy in flight" } else { "read after write" }));
+                }
+            }
+            let new = Past { bits: new.bits | bytes, ..new };
+            let [first, second] = &mut cell.readers;
+            if first.who == 0 || first.merge(new) {
+                if first.who == 0 {
+                    *first = new;
+                }
+            } else if first.bits & BYTES & !bytes == 0 && self.behind(*first) {
+                *first = new;
+            } else if second.who == 0 || !second.merge(new) {
+                *second = new;
+            }
+        }
+        bad
+    }
+
+    /// A write. Writing what is there already conflicts with nothing but a copy in flight.
+    pub(super) fn write(
+        &self,
+        cells: &mut [Cell],
+        skip: usize,
+        total: usize,
+        pc: u32,
+        how: How,
+        bring: Bring<'_>,
+    ) -> Hit {
+        let mut bad = None;
+        let later = matches!(bring, Bring::Later);
+        let new = self.past(pc, how, if later { IN_FLIGHT } else { self.clock.stamp(how.strong) });
+        for (i, cell) in cells.iter_mut().enumerate() {
+            let bytes = bytes_of(i, skip, total);
+            let same = match bring {
+                Bring::Bytes(old, new) => {
+                    let at = (4 * i).saturating_sub(skip)..(4 * i + 4 - skip).min(total);
+                    old[at.clone()] == new[at]
+                }
+                _ => false,
+            };
+            for w in cell.writers {
+                if w.who == 0 || w.bits & bytes == 0 || w.both_strong(new) {
+                    continue;
+                }
+                let flying = w.time == IN_FLIGHT;
+                let mine = w.who == new.who && w.lane() == self.lane;
+                if (flying || !same) && !self.behind(w) && !(mine && (later || !flying)) {
+                    bad = Some((w, if flying { "overwrites copy in flight" } else { "write after write" }));
+                }
+            }
+            for r in cell.readers {
+                if r.who != 0 && r.bits & bytes != 0 && !same && !r.both_strong(new) && !self.behind(r) {
+                    bad = Some((r, "write after read"));
+                }
+            }
+            for old in &mut cell.readers {
+                old.clear(bytes);
+            }
+            for old in &mut cell.writers {
+                // An atomic beside atomics of others does not make those forgotten.
+                if old.who != 0 && (!old.both_strong(new) || self.behind(*old)) {
+                    old.clear(bytes);
+                }
+            }
+            let new = Past { bits: new.bits | bytes, ..new };
+            let [first, second] = &mut cell.writers;
+            if first.who == 0 {
+                *first = new;
+            } else if !first.merge(new) && (second.who == 0 || !second.merge(new)) {
+                *second = new;
+            }
+        }
+        bad
+    }
+}
+
+/// The bytes of cell `i` that an access touches.
+#[inline(always)]
+fn bytes_of(i: usize, skip: usize, total: usize) -> u32 {
+    let from = if i == 0 { skip } else { 0 };
+    let to = (skip + total - 4 * i).min(4);
+    BYTES >> (4 - to) & BYTES << from
+}
+
+/// The cells of shared memory that an access touches.
+pub(super) fn within(offset: usize, total: usize) -> std::ops::Range<usize> {
+    offset / 4..(offset + total).div_ceil(4)
 }
 
 /// A copy has landed: from now on it is a write of its lane.
-pub(super) fn landed(bytes: &mut [Record], c: &Clock) {
-    for b in bytes {
-        if b.written == IN_FLIGHT {
-            b.written = c.time;
+pub(super) fn landed(cells: &mut [Cell], time: u32) {
+    for w in cells.iter_mut().flat_map(|c| &mut c.writers) {
+        if w.time == IN_FLIGHT {
+            w.time = time;
         }
     }
 }
 
 impl Machine<'_> {
-    /// Orders a warp behind every strong access of its CTA before this one, and the next behind it.
-    pub(super) fn strong_order(&mut self, cta: &mut Cta, wi: usize) {
-        let w = &mut cta.warps[wi];
-        let live = w.exists & !w.exited;
-        w.clock.seen[wi & 31] = w.clock.time;
-        for (mine, all) in w.clock.seen.iter_mut().zip(cta.strong_seen.iter_mut()) {
-            let newest = (*mine).max(*all);
-            (*mine, *all) = (newest, newest);
-        }
-        w.clock.sync(live, live);
-    }
-
-    /// Checks a load of shared memory; `warp`: the lanes read together.
+    /// Checks a read; `warp`: the lanes read together.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn race_read(
         &mut self,
         cta: &mut Cta,
@@ -211,42 +255,89 @@ impl Machine<'_> {
         pc: u32,
         s: &Spots,
         total: usize,
+        how: How,
         warp: bool,
     ) {
-        if s.space != Space::Shared {
-            return;
-        }
         let mut conflict = None;
-        let w = &cta.warps[wi];
+        let Cta { warps, records, far, linear, .. } = cta;
+        let mut me = Me::new(&warps[wi].clock, far, *linear, wi as u32);
         for lane in lanes(s.ok) {
-            let at = s.offset[lane]..s.offset[lane] + total;
-            let who = if warp { SEVERAL } else { lane as u32 };
-            let hit = read(&mut cta.records[at], &w.clock, cta.releases, w.index, who);
-            if let (Some((other, flying)), None) = (hit, conflict) {
-                let kind = if flying { "reads copy in flight" } else { "read after write" };
-                conflict = Some((lane as u32, other, kind));
+            me.lane = if warp { SEVERAL } else { lane as u32 };
+            let offset = s.offset[lane];
+            let hit = match s.space {
+                Space::Shared => me.read(&mut records[within(offset, total)], offset % 4, total, pc, how),
+                Space::Global => {
+                    let i = s.alloc[lane] as usize;
+                    if self.l.mem.allocs[i].readonly {
+                        continue;
+                    }
+                    me.read(self.pages.cells(i, offset, total), offset % 4, total, pc, how)
+                }
+                _ => return,
+            };
+            if let (Some(hit), None) = (hit, conflict) {
+                conflict = Some((lane as u32, hit));
             }
         }
-        if let Some((lane, other, kind)) = conflict {
-            self.race_found(cta, wi, pc, lane, other, kind);
-        }
+        self.race_found(cta, wi, pc, s, conflict);
     }
 
-    #[cold]
+    /// Checks a write to global memory by one lane.
+    #[inline]
+    pub(super) fn race_write(
+        &mut self,
+        me: &Me<'_>,
+        s: &Spots,
+        total: usize,
+        pc: u32,
+        how: How,
+        new: Option<&[u8]>,
+        lane: usize,
+    ) -> Hit {
+        let (i, offset) = (s.alloc[lane] as usize, s.offset[lane]);
+        let bring = match new {
+            Some(new) => Bring::Bytes(&self.l.mem.allocs[i].data[offset..offset + total], new),
+            None => Bring::Atomic,
+        };
+        me.write(self.pages.cells(i, offset, total), offset % 4, total, pc, how, bring)
+    }
+
+    /// Reports what an access met, if anything.
     pub(super) fn race_found(
         &mut self,
         cta: &Cta,
         wi: usize,
         pc: u32,
-        lane: u32,
-        other: u16,
-        kind: &'static str,
+        s: &Spots,
+        conflict: Option<(u32, (Past, &'static str))>,
     ) {
-        let a = cta.warps[wi].addr[lane as usize];
-        let size = u64::from(self.l.shared);
-        let place = Place { name: ".shared".to_string(), size, offset: a as i64 };
+        let Some((lane, (other, kind))) = conflict else { return };
+        let lane = lane as usize;
+        let a = cta.warps[wi].addr[lane];
+        let place = match s.space {
+            Space::Shared => {
+                Place { name: ".shared".to_string(), size: u64::from(self.l.shared), offset: a as i64 }
+            }
+            _ => {
+                let al = &self.l.mem.allocs[s.alloc[lane] as usize];
+                Place { name: al.name.clone(), size: al.size, offset: s.offset[lane] as i64 }
+            }
+        };
+        let (line, source) = self.source(other.pc());
+        let [gx, gy, _] = self.l.grid;
+        let c = other.cta();
+        let lanes = if other.lane() == SEVERAL { u32::MAX } else { 1 << other.lane() };
+        let side = Side { line, source, cta: [c % gx, c / gx % gy, c / gx / gy], warp: other.warp(), lanes };
+        self.other_pc = other.pc();
+        let before = self.findings.len();
         self.find(Class::Race, kind, wi as u32, pc, 1 << lane, Some((a, Some(place))), || {
-            format!("{kind}: nothing orders this access behind the one of {}", describe(other))
+            format!("{kind}: nothing orders this access behind the one of {side}")
         });
+        self.other_pc = 0;
+        if self.findings.len() > before
+            && let Some(f) = self.findings.last_mut()
+        {
+            f.other = Some(side);
+        }
     }
 }

@@ -26,8 +26,8 @@ impl Machine<'_> {
             Op::Ld { m, d, more } => self.load(cta, wi, pc, mask, m, d, more),
             Op::St { m, s, more } => self.store(cta, wi, pc, mask, m, s, more),
             Op::Atom { m, op, ty, ftz, d, a, b } => self.atomic(cta, wi, pc, mask, m, op, ty, ftz, d, a, b),
-            Op::CpAsync { dst, doff, src, soff, bytes, src_bytes } => {
-                self.cp_async(cta, wi, pc, mask, (dst, doff), (src, soff), bytes, src_bytes);
+            Op::CpAsync { dst, doff, src, soff, bytes, src_bytes, ignore } => {
+                self.cp_async(cta, wi, pc, mask, (dst, doff), (src, soff), bytes, src_bytes, ignore);
             }
             Op::CpCommit => {
                 for lane in lanes(mask) {
@@ -164,7 +164,11 @@ impl Machine<'_> {
                 w.clock.sync(mask, live);
             }
             Op::Vprintf { args, ret } => self.vprintf(cta, wi, mask, args, ret),
-            Op::Nop | Op::Nanosleep | Op::Fence => {}
+            Op::Mbar { what, base, offset, generic, d, p, a } => {
+                self.mbarrier(cta, wi, pc, mask, what, (base, offset, generic), (d, p, a));
+            }
+            Op::Fence { near: false } => self.fence(cta, wi),
+            Op::Nop | Op::Nanosleep | Op::Fence { near: true } => {}
         }
         Flow::Next
     }

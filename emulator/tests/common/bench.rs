@@ -47,6 +47,11 @@ impl Bench {
         Bench { module, device: Device::new(Options { seed, ..Options::default() }) }
     }
 
+    /// Ends launches after that many warp instructions.
+    pub fn max_steps(&mut self, steps: u64) {
+        self.device.options_mut().max_steps = steps;
+    }
+
     pub fn input<T: Number>(&mut self, data: &[T]) -> Val {
         let mut bytes = Vec::new();
         data.iter().for_each(|v| v.put(&mut bytes));
