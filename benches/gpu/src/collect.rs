@@ -181,8 +181,9 @@ impl Results {
         let mut rows: Vec<([u64; 5], Vec<String>)> = steps
             .iter()
             .map(|r| {
-                let dense =
-                    steps.iter().find(|d| d["by"] == "psa" && d["policy"] == "dense" && shape(d) == shape(r));
+                let dense = steps.iter().find(|d| {
+                    d["run"] == r["run"] && d["by"] == "psa" && d["policy"] == "dense" && shape(d) == shape(r)
+                });
                 let ratio = dense.map_or(0.0, |d| number(d, "median_us") / number(r, "median_us"));
                 let text = |key: &str| r[key].as_str().unwrap_or_default().to_owned();
                 let row = vec![

@@ -50,17 +50,28 @@ struct Timing {
     copy_share: f64,
     blocks_read: u64,
     blocks_total: u64,
+    /// `peers` for records of the peers' run, which has arms of ours too.
+    run: String,
     made_up: bool,
 }
 
 impl Timing {
-    /// `dense`, or `torch dense`.
+    /// `dense`; `torch dense` of a peer, `psa dense` of our arm in the peers' run.
     fn arm(&self) -> String {
-        if self.by == "psa" || self.by.is_empty() {
+        if self.run.is_empty() && (self.by == "psa" || self.by.is_empty()) {
             self.policy.clone()
         } else {
             format!("{} {}", self.by, self.policy)
         }
+    }
+
+    /// Whether `other` is our own dense step of the same shape in the same run.
+    fn is_beside(&self, other: &Timing) -> bool {
+        other.what == "step"
+            && other.by == "psa"
+            && other.policy == "dense"
+            && (&other.run, &other.device) == (&self.run, &self.device)
+            && (other.batch, other.group, other.tokens) == (self.batch, self.group, self.tokens)
     }
 }
 
@@ -211,12 +222,7 @@ fn bars(timings: &[Timing]) -> Bars {
     let rows: Vec<Row> = shown
         .iter()
         .map(|t| {
-            let dense = timings.iter().find(|d| {
-                d.what == "step"
-                    && d.by == t.by
-                    && d.policy == "dense"
-                    && (d.batch, d.group, d.tokens) == (t.batch, t.group, t.tokens)
-            });
+            let dense = timings.iter().find(|d| t.is_beside(d));
             Row {
                 name: format!("{} bs{} {}K g{}", t.arm(), t.batch, t.tokens / 1024, t.group),
                 value: 100.0 * t.copy_share,
@@ -230,7 +236,7 @@ fn bars(timings: &[Timing]) -> Bars {
         axis: Axis::linear("% of a copy's bytes a second", 0.0, (most / 20.0).ceil() * 20.0),
         color: PALETTE[0].to_owned(),
         bar_name: "this arm".to_owned(),
-        mark_name: "dense, same shape".to_owned(),
+        mark_name: "our dense step, same shape".to_owned(),
         rows,
     }
 }
@@ -255,12 +261,7 @@ fn table(timings: &[Timing]) -> String {
         if value > 0.0 { format!("{value:.decimals$}") } else { String::new() }
     };
     for t in rows {
-        let dense = timings.iter().find(|d| {
-            t.what == "step"
-                && d.what == "step"
-                && d.arm() == "dense"
-                && (d.batch, d.group, d.tokens) == (t.batch, t.group, t.tokens)
-        });
+        let dense = timings.iter().find(|d| t.what == "step" && t.is_beside(d));
         table.row(vec![
             format!("{} {}", t.what, t.arm()).trim_end().to_owned(),
             t.batch.to_string(),
@@ -319,6 +320,23 @@ mod tests {
         let row = text.lines().find(|l| l.starts_with("step top-k:0.1") && l.contains("65536")).unwrap();
         assert!(row.trim_end().ends_with("2.50") && row.contains("256.0") && row.contains("25.0"), "{row}");
         assert!(text.contains("MADE-UP") && text.contains("copy 1000 GB/s"), "{text}");
+    }
+
+    #[test]
+    fn a_peer_is_set_beside_our_dense_step_of_its_own_run() {
+        let step = |by: &str, run: &str, us: f64| Timing {
+            by: by.into(),
+            run: run.into(),
+            what: "step".into(),
+            policy: "dense".into(),
+            median_us: us,
+            ..Timing::default()
+        };
+        let timings = [step("psa", "", 10.0), step("psa", "peers", 20.0), step("torch", "peers", 40.0)];
+        let text = table(&timings);
+        let row = text.lines().find(|l| l.starts_with("step torch dense")).unwrap();
+        assert!(row.trim_end().ends_with("0.50"), "{text}");
+        assert!(text.contains("step psa dense"), "{text}");
     }
 
     #[test]
