@@ -12,6 +12,7 @@ pub mod book;
 pub mod entries;
 pub mod module;
 pub mod opcodes;
+mod values;
 
 use std::collections::BTreeSet;
 
