@@ -219,3 +219,29 @@ fn a_fault_in_nvccs_kernels_is_found_when_any_fence_or_barrier_is_deleted() {
     let second = text[..start + text[start..end].rfind("membar.gl").unwrap()].lines().count();
     assert_eq!(missed, [second]);
 }
+
+#[test]
+fn a_race_names_both_lines_of_the_cuda_source() {
+    let text = include_str!("cuda/reduce_lines.ptx");
+    let source = include_str!("cuda/reduce.cu");
+    let line_of = |code: &str| source.lines().position(|l| l.contains(code)).unwrap() as u32 + 1;
+    let start = text.find(".entry sum_last_block").unwrap();
+    let fence = start + text[start..].find("membar.gl;").unwrap();
+    let broken = format!("{}{}", &text[..fence], &text[fence + "membar.gl;".len()..]);
+    let run = |text: &str| {
+        let mut b = Bench::new(text, 0);
+        let x = b.input(&vec![1f32; 2000]);
+        let (partial, out) = (b.empty(4 * 9), b.empty(4));
+        let args = [x, partial, out, 2000u32.into_arg()];
+        b.launch("sum_last_block", [9, 1, 1], [128, 1, 1], &args).findings
+    };
+    assert!(run(text).is_empty());
+    let found = run(&broken);
+    let (read, write) = (line_of("s += partial[i]"), line_of("partial[blockIdx.x] ="));
+    let f = found.iter().find(|f| f.kind == "read after write").unwrap();
+    assert_eq!(f.source, Some(("reduce.cu".to_string(), read)));
+    let other = f.other.as_ref().unwrap();
+    assert_eq!(other.source, Some(("reduce.cu".to_string(), write)));
+    let said = f.to_string();
+    assert!(said.contains(&format!("(reduce.cu:{write})")), "{said}");
+}

@@ -1,4 +1,5 @@
 // nvcc -arch=sm_80 -ptx reduce.cu -o reduce.ptx    (PyPI: nvidia-cuda-nvcc, -crt, -runtime, -cccl 13.5)
+// nvcc -arch=sm_80 -lineinfo -ptx reduce.cu -o reduce_lines.ptx    (directories taken out of the .file lines)
 // Sums: warp shuffles, shared memory, atomics, and the last-block pattern.
 extern "C" __global__ void sum_atomic(const float *x, float *out, int n) {
     __shared__ float part[32];
