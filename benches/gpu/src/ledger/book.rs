@@ -12,6 +12,8 @@ use crate::Error;
 use crate::record::LedgerRecord;
 
 const SCHEMA: &str = "psa-ledger-v1";
+/// Relative difference that is none: exact results come from this machine's f64 functions.
+const SAME: f64 = 1e-6;
 
 /// The committed file, as this program was built.
 pub const COMMITTED: &str = include_str!("../../../ledger/ledger.json");
@@ -88,7 +90,7 @@ impl Book {
             let name = &record.instruction;
             match page.get(name) {
                 None => failures.push(format!("{name} appeared: it is not in the ledger's page for {kind}")),
-                Some(line) if record.largest > line.largest * (1.0 + 1e-9) => failures.push(format!(
+                Some(line) if record.largest > line.largest * (1.0 + SAME) => failures.push(format!(
                     "{name} grew on {kind}: off by {} ({}), the ledger has {}, at input {}",
                     record.largest,
                     record.unit,
@@ -101,7 +103,7 @@ impl Book {
                         record.differs_from_emulator, line.differs_from_emulator
                     ));
                 }
-                Some(line) if record.largest < line.largest * (1.0 - 1e-9) => notes.push(format!(
+                Some(line) if record.largest < line.largest * (1.0 - SAME) => notes.push(format!(
                     "{name} shrank on {kind}: off by {}, the ledger has {}",
                     record.largest, line.largest
                 )),
