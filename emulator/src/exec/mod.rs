@@ -13,6 +13,7 @@ mod alu;
 mod atomics;
 mod barrier;
 mod copies;
+mod findings;
 mod lanes;
 mod matrix;
 mod mbarrier;
@@ -20,6 +21,7 @@ mod mem;
 mod order;
 mod print;
 mod race;
+mod start;
 mod traffic;
 mod warp;
 mod wmma;
@@ -28,7 +30,7 @@ use crate::device::Options;
 use crate::error::Error;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{Class, Counters, Finding, Place as Where};
+use crate::report::{Class, Counters, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -301,143 +303,6 @@ impl Machine<'_> {
                 self.step_limit(&ctas);
             }
         }
-    }
-
-    fn new_cta(&self) -> Cta {
-        let threads = self.l.block.iter().product::<u32>();
-        let prog = self.l.prog;
-        let local = prog.local_bytes as usize * 32;
-        let warps = (0..threads.div_ceil(32))
-            .map(|index| Warp {
-                index,
-                exists: 0,
-                exited: 0,
-                bank: Bank::new(prog.slots as usize),
-                preds: vec![0; prog.preds as usize],
-                known: vec![0; prog.slots as usize],
-                pknown: vec![0; prog.preds as usize],
-                groups: Vec::with_capacity(8),
-                turn: None,
-                patience: PATIENCE,
-                grace: 0,
-                local: vec![0; local],
-                local_known: Bits::new(local),
-                pending: Vec::new(),
-                committed: [0; 32],
-                executed: 0,
-                clock: order::Clock::new(),
-                addr: [0; 32],
-            })
-            .collect();
-        Cta {
-            id: [0; 3],
-            shared: vec![0; self.l.shared as usize],
-            shared_known: Bits::new(self.l.shared as usize),
-            bars: [Barrier::default(); 16],
-            records: if self.check_race {
-                vec![race::FRESH; self.l.shared.div_ceil(4) as usize]
-            } else {
-                Vec::new()
-            },
-            far: order::Far::default(),
-            bar_fences: Default::default(),
-            phases: HashMap::new(),
-            linear: 0,
-            strong_seen: [0; 32],
-            warps,
-            bar_event: false,
-            next: 0,
-        }
-    }
-
-    fn start_cta(&self, cta: &mut Cta, id: [u32; 3], linear: u64) {
-        cta.id = id;
-        cta.shared_known.clear();
-        // A pattern that is neither zero nor a small number, so that luck does not hide a fault.
-        cta.shared.fill(0xcd);
-        cta.bars = [Barrier::default(); 16];
-        cta.records.fill(race::FRESH);
-        cta.far.clear();
-        cta.phases.clear();
-        cta.bar_fences.iter_mut().for_each(Vec::clear);
-        cta.linear = linear as u32 & race::CTAS;
-        cta.strong_seen = [0; 32];
-        cta.next = 0;
-        let [bx, by, _] = self.l.block;
-        let threads = self.l.block.iter().product::<u32>();
-        for w in &mut cta.warps {
-            let first = w.index * 32;
-            let n = (threads - first).min(32);
-            w.exists = if n == 32 { u32::MAX } else { (1 << n) - 1 };
-            w.exited = 0;
-            w.groups.clear();
-            w.groups.push(Group { pc: 0, mask: w.exists, state: State::Ready, forced: false });
-            (w.turn, w.grace, w.patience) = (None, 0, PATIENCE);
-            w.preds.fill(0);
-            w.preds[P_TRUE as usize] = u32::MAX;
-            if self.check_init {
-                w.known.fill(0);
-                w.pknown.fill(0);
-                w.pknown[P_TRUE as usize] = u32::MAX;
-                w.pknown[P_FALSE as usize] = u32::MAX;
-            }
-            w.local_known.clear();
-            w.pending.clear();
-            w.committed = [0; 32];
-            w.executed = 0;
-            if self.check_race {
-                w.clock.reset();
-            }
-            for (r, c, value) in &self.l.consts {
-                for lane in 0..32usize {
-                    let v = match c {
-                        Const::Special(s) => {
-                            self.special(*s, w.index, first, lane as u32, bx, by, id, linear)
-                        }
-                        _ => *value,
-                    };
-                    w.bank.set(*r, lane, v);
-                }
-                w.known[r.slot()] = u32::MAX;
-            }
-        }
-    }
-
-    #[allow(clippy::too_many_arguments)]
-    fn special(
-        &self,
-        s: Special,
-        warp: u32,
-        first: u32,
-        lane: u32,
-        bx: u32,
-        by: u32,
-        cta: [u32; 3],
-        linear: u64,
-    ) -> u64 {
-        let t = first + lane;
-        let bit = 1u32 << lane;
-        u64::from(match s {
-            Special::Tid(0) => t % bx,
-            Special::Tid(1) => t / bx % by,
-            Special::Tid(_) => t / (bx * by),
-            Special::Ntid(i) => self.l.block[usize::from(i)],
-            Special::Ctaid(i) => cta[usize::from(i)],
-            Special::Nctaid(i) => self.l.grid[usize::from(i)],
-            Special::Laneid => lane,
-            Special::Warpid => warp,
-            Special::Nwarpid => self.l.block.iter().product::<u32>().div_ceil(32),
-            Special::Smid => (linear % 108) as u32,
-            Special::Nsmid => 108,
-            Special::Gridid => 1,
-            Special::LanemaskEq => bit,
-            Special::LanemaskLe => bit | (bit - 1),
-            Special::LanemaskLt => bit - 1,
-            Special::LanemaskGe => !(bit - 1),
-            Special::LanemaskGt => !(bit | (bit - 1)),
-            Special::DynamicSmemSize => self.l.dynamic,
-            Special::TotalSmemSize => self.l.shared,
-        })
     }
 
     /// Runs warps of a CTA; false when it has ended. With a generator one warp for one quantum,
@@ -726,151 +591,6 @@ impl Machine<'_> {
             w.groups.push(Group { pc: target, mask: same, state: State::Ready, forced: false });
             left &= !same;
         }
-    }
-
-    // ---- findings ----
-
-    #[allow(clippy::too_many_arguments)]
-    fn find(
-        &mut self,
-        class: Class,
-        kind: &'static str,
-        warp: u32,
-        pc: u32,
-        lanes: u32,
-        at: Option<(u64, Option<Where>)>,
-        message: impl FnOnce() -> String,
-    ) {
-        if let Some(&i) = self.seen.get(&(class, kind, pc, self.other_pc)) {
-            self.findings[i].count += 1;
-            return;
-        }
-        if self.findings.len() >= MOST_FINDINGS {
-            self.dropped += 1;
-            return;
-        }
-        let (line, source) = self.source(pc);
-        let (address, allocation) = match at {
-            Some((a, p)) => (Some(a), p),
-            None => (None, None),
-        };
-        self.seen.insert((class, kind, pc, self.other_pc), self.findings.len());
-        self.findings.push(Finding {
-            class,
-            kind: kind.to_string(),
-            message: message(),
-            kernel: self.l.prog.name.clone(),
-            line,
-            source,
-            cta: self.cta_id,
-            warp,
-            lanes,
-            address,
-            allocation,
-            count: 1,
-            other: None,
-        });
-    }
-
-    /// PTX line, and file and line by `.loc`.
-    fn source(&self, pc: u32) -> (u32, Option<(String, u32)>) {
-        let place = self.l.prog.places.get(pc as usize).copied().unwrap_or_default();
-        let file = if place.file == 0 { None } else { self.l.files.get(&place.file) };
-        (place.line, file.map(|f| (f.clone(), place.source)))
-    }
-
-    fn uninit_reg(&mut self, w: &Warp, pc: u32, lanes: u32) {
-        self.find(Class::Init, "register", w.index, pc, lanes, None, || {
-            "reads a register that was never written".to_string()
-        });
-    }
-
-    /// Reports sources that were never written in some active lane.
-    #[inline(always)]
-    fn check_regs(&mut self, w: &mut Warp, pc: u32, mask: u32, regs: &[R]) {
-        if !self.check_init {
-            return;
-        }
-        for &r in regs {
-            if r.some() && w.known[r.slot()] & mask != mask {
-                let lanes = mask & !w.known[r.slot()];
-                self.uninit_reg(w, pc, lanes);
-                // Once is enough for this value.
-                w.known[r.slot()] |= mask;
-            }
-        }
-    }
-
-    fn check_pred(&mut self, w: &mut Warp, pc: u32, mask: u32, p: P) {
-        if self.check_init && p != NO_P && w.pknown[p as usize] & mask != mask {
-            let lanes = mask & !w.pknown[p as usize];
-            self.uninit_reg(w, pc, lanes);
-            w.pknown[p as usize] |= mask;
-        }
-    }
-
-    #[inline(always)]
-    fn wrote(&self, w: &mut Warp, mask: u32, r: R) {
-        if self.check_init {
-            w.known[r.slot()] |= mask;
-        }
-    }
-
-    #[inline(always)]
-    fn set_pred(&self, w: &mut Warp, mask: u32, p: P, v: u32) {
-        if p == NO_P {
-            return;
-        }
-        let old = &mut w.preds[p as usize];
-        *old = (*old & !mask) | (v & mask);
-        if self.check_init {
-            w.pknown[p as usize] |= mask;
-        }
-    }
-
-    fn step_limit(&mut self, ctas: &[Cta]) {
-        self.stop = true;
-        let mut places = String::new();
-        let mut first = (0, 0, 0);
-        let mut n = 0;
-        for c in ctas {
-            for w in &c.warps {
-                for g in &w.groups {
-                    if n == 0 {
-                        self.cta_id = c.id;
-                        first = (w.index, g.pc, g.mask);
-                    }
-                    n += 1;
-                    if n <= 16 {
-                        let [x, y, z] = c.id;
-                        let line = self.line(g.pc);
-                        let what = match g.state {
-                            State::Ready => "runs",
-                            State::Sync(_) => "waits for lanes",
-                            State::Bar(_) => "waits at a barrier",
-                        };
-                        places.push_str(&format!(
-                            "\n  CTA ({x},{y},{z}) warp {} lanes {:#010x}: {what} at PTX line {line}, {} instructions",
-                            w.index, g.mask, w.executed
-                        ));
-                    }
-                }
-            }
-        }
-        if n > 16 {
-            places.push_str(&format!("\n  and {} more", n - 16));
-        }
-        let limit = self.l.options.max_steps;
-        let (warp, pc, lanes) = first;
-        if self.l.options.checks.steps {
-            self.find(Class::Steps, "step limit", warp, pc, lanes, None, || {
-                format!("still running after {limit} warp instructions; where everyone is:{places}\n ")
-            });
-        }
-    }
-
-    fn line(&self, pc: u32) -> u32 {
-        self.l.prog.places.get(pc as usize).map_or(0, |p| p.line)
     }
 }
 
