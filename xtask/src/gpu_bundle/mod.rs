@@ -103,18 +103,20 @@ fn executable(name: &str) -> bool {
 /// The newest glibc that `file` needs, where that is allowed.
 fn needed_glibc(file: &Path) -> Result<Version> {
     let bytes = std::fs::read(file).map_err(Error::io("read", file))?;
-    let bad = |reason| Error::BadProgram { file: file.to_owned(), reason };
-    let needs = elf::needed_versions(&bytes).map_err(bad)?;
-    let Some(newest) = elf::newest_glibc(&needs) else {
-        return Err(bad("it names no version of glibc, so that nothing is known of where it runs".into()));
-    };
+    let checked = elf::needed_versions(&bytes).and_then(|needs| allowed_glibc(&needs));
+    checked.map_err(|reason| Error::BadProgram { file: file.to_owned(), reason })
+}
+
+fn allowed_glibc(needs: &[elf::Need]) -> Result<Version, String> {
+    let newest = elf::newest_glibc(needs)
+        .ok_or("it names no version of glibc, so that nothing is known of where it runs")?;
     if newest > GLIBC {
         let name = format!("GLIBC_{newest}");
         let needs: Vec<_> = needs.iter().filter(|need| need.version == name).map(|n| n.to_string()).collect();
-        return Err(bad(format!(
+        return Err(format!(
             "it needs glibc {newest} ({}), and would not start on machines with {GLIBC}",
             needs.join(", ")
-        )));
+        ));
     }
     Ok(newest)
 }
@@ -198,6 +200,15 @@ mod tests {
         assert!(check_size(LIMIT).is_ok());
         let text = check_size(LIMIT + 1).unwrap_err().to_string();
         assert!(text.contains("67108865") && text.contains("67108864"), "{text}");
+    }
+
+    #[test]
+    fn a_program_that_needs_a_newer_glibc_is_refused_and_the_version_named() {
+        let need = |version: &str| elf::Need { library: "libm.so.6".into(), version: version.into() };
+        assert_eq!(allowed_glibc(&[need("GLIBC_2.35"), need("GLIBC_2.4")]), Ok(GLIBC));
+        let text = allowed_glibc(&[need("GLIBC_2.34"), need("GLIBC_2.38")]).unwrap_err();
+        assert!(text.contains("needs glibc 2.38 (GLIBC_2.38 of libm.so.6)"), "{text}");
+        assert!(allowed_glibc(&[]).unwrap_err().contains("no version"));
     }
 
     #[test]
