@@ -73,7 +73,12 @@ part() {
     seconds=$(awk "BEGIN { print ($(now_ms) - $start) / 1000 }")
     case $code in
         0) status=passed ;;
-        124 | 137) status=timeout remark="killed after $budget s, see $name.log" ;;
+        # timeout's own codes; but 137 is also what a part gives that somebody else killed, earlier.
+        124 | 137) if [ "$code" = 124 ] || awk "BEGIN { exit !($seconds >= $budget) }"; then
+                status=timeout remark="stopped after $budget s, see $name.log"
+            else
+                status=failed remark="killed from outside (kill -9, out of memory), see $name.log"
+            fi ;;
         "${SKIP_CODE:-none}") status=skipped remark=$(tail -n 1 "$out/$name.log") ;;
         *) status=failed remark="exit code $code: $(grep -m1 -E '^(FAILED|error|========= .*(rror|azard))' "$out/$name.log" | cut -c1-200)" ;;
     esac

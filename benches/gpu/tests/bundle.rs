@@ -99,6 +99,26 @@ fn a_driver_that_executes_nothing_fails_the_check_and_leaves_the_other_parts() {
 }
 
 #[test]
+fn a_part_that_is_killed_is_said_to_be_and_costs_only_itself() {
+    let folder = stage("killed");
+    let program = folder.join("bin/psa-gpu");
+    let real = folder.join("bin/real");
+    std::fs::rename(&program, &real).unwrap();
+    let script = format!("#!/bin/sh\n[ \"$1\" = check ] && kill -9 $$\nexec {} \"$@\"\n", real.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let output = run(&folder, &["--no-gpu-selftest", "--quick", "--out", "out"], &[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let results = results(&folder);
+    assert_eq!(status(&results, "check"), "failed", "{said}");
+    assert!(said.contains("killed from outside"), "{said}");
+    for part in ["ledger", "step", "time"] {
+        assert_eq!(status(&results, part), "passed", "{said}");
+    }
+}
+
+#[test]
 fn bad_arguments_are_refused_before_anything_runs() {
     let folder = stage("arguments");
     for arguments in [&["--fast"][..], &["--out"], &["--backend"]] {
