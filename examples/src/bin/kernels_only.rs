@@ -9,7 +9,7 @@
 use half::f16;
 use kernels_gpu::append::append;
 use kernels_gpu::layout::{MirrorKind, code_shift, plane_offset, slot_elements, step_offset};
-use psa_codegen::{ArgValue, DevicePtr, DevicePtrMut};
+use psa_codegen::{DevicePtr, DevicePtrMut};
 use ptx_emulator::{Arg, Device, LaunchConfig, Module, Options};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -58,15 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             max_blocks: 4,
         },
     )?;
-    let args: Vec<Arg> = launch
-        .args
-        .iter()
-        .map(|a| match *a {
-            ArgValue::Ptr(p) => Arg::Ptr(ptx_emulator::DevicePtr(p)),
-            ArgValue::U32(v) => Arg::U32(v),
-            ref other => Arg::Bytes(other.bytes()),
-        })
-        .collect();
+    let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
     let config = LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
     let report = device.launch(&module, launch.kernel.name, config, &args)?;
     println!(

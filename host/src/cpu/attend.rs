@@ -10,12 +10,10 @@ use super::lanes::Lanes;
 use super::{Queries, Step, by_format};
 use crate::element::Format;
 use crate::store::HeadView;
+use kernels_gpu::attend::NOTHING;
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, splits};
 use kernels_gpu::numeric::{exp2, finite_score, fma};
 use rayon::prelude::*;
-
-/// The running maximum of a softmax that has seen nothing: finite, so that differences are no NaN.
-pub(super) const NOTHING: f32 = -1e30;
 
 /// What a stream of blocks has given, for each query head of a group.
 #[derive(Clone)]

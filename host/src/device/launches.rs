@@ -4,7 +4,7 @@
 //! longest sequence; a CTA without work leaves at once, so what a sequence gets does not depend on it.
 
 use half::{bf16, f16};
-use kernels_gpu::layout::{BLOCK, MAX_BLOCKS, MirrorKind, QUANT_GROUP, splits};
+use kernels_gpu::layout::{BLOCK, MirrorKind, splits};
 use kernels_gpu::{append, attend, gather, merge, plan, score};
 use psa_codegen::{DevicePtr, DevicePtrMut, Launch, NoSuchInstance, SpecType};
 
@@ -348,15 +348,4 @@ impl<T: SpecType> Stages<'_, T> {
             },
         )
     }
-}
-
-/// Tokens that a table row of `max_blocks` blocks may hold, at most what `plan` can rank.
-pub const fn token_limit(max_blocks: usize) -> usize {
-    let blocks = if max_blocks < MAX_BLOCKS { max_blocks } else { MAX_BLOCKS };
-    blocks * BLOCK
-}
-
-/// Groups of 64 tokens that `new` tokens after `before` touch.
-pub const fn groups_touched(before: usize, new: usize) -> usize {
-    (before + new).div_ceil(QUANT_GROUP) - before / QUANT_GROUP
 }

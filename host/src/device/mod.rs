@@ -7,14 +7,15 @@
 
 pub mod launches;
 
+use kernels_gpu::append::groups_touched;
 use kernels_gpu::attend::head_tile;
-use kernels_gpu::layout::{BLOCK, MAX_SPLITS, splits};
+use kernels_gpu::layout::splits;
 
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use crate::pool::{TableChange, Tables};
 use crate::{Device, Error};
-use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses, groups_touched};
+use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -171,7 +172,7 @@ impl Kernels {
         let batch = self.batch(step.seqs, step.lens)?;
         let shape = self.cache.shape;
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
-        let max_splits = splits(self.cache.max_blocks).min(MAX_SPLITS);
+        let max_splits = splits(self.cache.max_blocks);
         let tile = head_tile(shape.group());
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
         let a = StepAddresses {
@@ -191,16 +192,16 @@ impl Kernels {
             max_splits,
         };
         d.upload(a.q, bytemuck::cast_slice(step.q.bits()))?;
-        // The identity plan reads every block, whatever the budget says.
-        let whole = vec![batch.max_tokens.div_ceil(BLOCK) as u32; batch.batch];
-        let (what, budget) = match step.ranking {
-            Ranking::Identity => (Step::Identity, whole.as_slice()),
-            _ => {
-                let (sink, recent) = (step.sink as usize, step.recent as usize);
-                (Step::Ranked { target: step.target, mass: step.mass, sink, recent }, step.budget)
-            }
+        let what = match step.ranking {
+            Ranking::Identity => Step::Identity,
+            _ => Step::Ranked {
+                target: step.target,
+                mass: step.mass,
+                sink: step.sink as usize,
+                recent: step.recent as usize,
+            },
         };
-        d.upload(a.budget, bytemuck::cast_slice(budget))?;
+        d.upload(a.budget, bytemuck::cast_slice(step.budget))?;
         for launch in
             launches::decode(&self.cache, &batch, &a, step.layer, step.scale, what).map_err(no_instance)?
         {

@@ -3,7 +3,7 @@
 //! It executes and checks; it does not time. A finding of a checker is an error of the launch, so that
 //! nothing computed by a faulty kernel is ever used.
 
-use psa_codegen::{ArgValue, Launch};
+use psa_codegen::Launch;
 use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options};
 
 use super::{Driver, DriverError, describe};
@@ -93,19 +93,7 @@ impl Driver for Emulated {
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
-        let args: Vec<Arg> = launch
-            .args
-            .iter()
-            .map(|a| match *a {
-                ArgValue::U32(v) => Arg::U32(v),
-                ArgValue::I32(v) => Arg::I32(v),
-                ArgValue::U64(v) => Arg::U64(v),
-                ArgValue::I64(v) => Arg::I64(v),
-                ArgValue::F32(v) => Arg::F32(v),
-                ArgValue::F64(v) => Arg::F64(v),
-                ArgValue::Ptr(v) => Arg::Ptr(DevicePtr(v)),
-            })
-            .collect();
+        let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
         let config =
             LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
         let report = self

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use psa_codegen::{ArgValue, DevicePtr, DevicePtrMut, Launch};
+use psa_codegen::{DevicePtr, DevicePtrMut, Launch};
 use psa_cuda_std_conformance::PTX;
 use ptx_emulator::{Arg, Device, LaunchConfig, Module, Options};
 
@@ -71,19 +71,7 @@ impl Gpu {
     pub fn run(&mut self, launch: &Launch) {
         let config =
             LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
-        let args: Vec<Arg> = launch
-            .args
-            .iter()
-            .map(|arg| match *arg {
-                ArgValue::U32(v) => Arg::U32(v),
-                ArgValue::I32(v) => Arg::I32(v),
-                ArgValue::U64(v) => Arg::U64(v),
-                ArgValue::I64(v) => Arg::I64(v),
-                ArgValue::F32(v) => Arg::F32(v),
-                ArgValue::F64(v) => Arg::F64(v),
-                ArgValue::Ptr(v) => Arg::Ptr(ptx_emulator::DevicePtr(v)),
-            })
-            .collect();
+        let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
         let report = self
             .device
             .launch(module(), launch.kernel.name, config, &args)
