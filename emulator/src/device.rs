@@ -65,6 +65,10 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Keep what was read and written of every allocation as well.
+    pub buffers: bool,
+    /// End a launch at its first finding, for those who ask only whether there is one.
+    pub stop_at_finding: bool,
     /// Bytes of device memory.
     pub memory_bytes: u64,
 }
@@ -79,6 +83,8 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            buffers: false,
+            stop_at_finding: false,
             memory_bytes: 8 << 30,
         }
     }
@@ -150,8 +156,9 @@ impl Arg {
     }
 }
 
-/// A device that runs PTX on the CPU.
-#[derive(Debug)]
+/// A device that runs PTX on the CPU. A clone has its own memory, with the same contents at the same
+/// addresses: a snapshot that launches can be repeated from.
+#[derive(Clone, Debug)]
 pub struct Device {
     options: Options,
     memory: Memory,
@@ -415,6 +422,7 @@ impl Device {
                 wall_ns: 0,
                 output: String::new(),
                 profile: Vec::new(),
+                buffers: Vec::new(),
             });
         }
         let addresses = self.load(module)?;
@@ -456,6 +464,7 @@ impl Device {
             completed: out.completed,
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
+            buffers: out.buffers,
             profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
         })
     }

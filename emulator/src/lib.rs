@@ -70,5 +70,5 @@ pub use launch::{ArgSpec, LaunchError, LaunchFile, parse_checks, run_file};
 pub use lint::Lint;
 pub use module::{Kernel, Module, Param};
 pub use profile::{LineProfile, listing};
-pub use report::{Class, Counters, Finding, Place, Report, Side};
+pub use report::{BufferTraffic, Class, Counters, Finding, Place, Report, Side};
 pub use types::{Rnd, Space, Ty};

@@ -12,6 +12,7 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod buffers;
 mod copies;
 mod findings;
 mod lanes;
@@ -30,7 +31,7 @@ use crate::device::Options;
 use crate::error::Error;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{Class, Counters, Finding};
+use crate::report::{BufferTraffic, Class, Counters, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -165,6 +166,8 @@ pub(crate) struct Outcome {
     pub output: String,
     /// Counters of each instruction, when asked for.
     pub profile: Vec<Counters>,
+    /// Traffic of each allocation, when asked for.
+    pub buffers: Vec<BufferTraffic>,
 }
 
 struct Machine<'a> {
@@ -188,6 +191,8 @@ struct Machine<'a> {
     /// Counters of each instruction, empty when nobody asked.
     profile: Vec<Counters>,
     profiling: bool,
+    /// What was touched of each allocation, by its number.
+    buffers: HashMap<u32, buffers::Seen>,
     /// Counters before the current instruction.
     before: Counters,
     /// Last accesses to global memory.
@@ -237,6 +242,7 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         output: String::new(),
         scatter: [0; 32],
         profiling: options.profile,
+        buffers: HashMap::new(),
         before: Counters::default(),
         profile: if options.profile { vec![Counters::default(); prog.insts.len()] } else { Vec::new() },
         pages: race::Pages::default(),
@@ -248,7 +254,9 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
     if let Some(e) = m.fatal {
         return Err(e);
     }
+    let buffers = m.buffer_traffic();
     Ok(Outcome {
+        buffers,
         completed: !m.stop,
         findings: m.findings,
         counters: m.n,
