@@ -159,6 +159,11 @@ impl Module {
         &self.inner.target
     }
 
+    /// The text of a line, counted from 1; empty beyond the end.
+    pub fn line(&self, number: u32) -> &str {
+        (number as usize).checked_sub(1).and_then(|i| self.inner.text.lines().nth(i)).unwrap_or("")
+    }
+
     /// The kernels in the order of the text.
     pub fn kernels(&self) -> Vec<Kernel> {
         self.inner.functions.iter().filter(|f| f.entry).map(|f| self.describe(f)).collect()
