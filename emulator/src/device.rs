@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::exec;
+use crate::hooks::Hooks;
 use crate::inst::Const;
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
@@ -377,6 +378,32 @@ impl Device {
         config: LaunchConfig,
         args: &[Arg],
     ) -> Result<Report> {
+        self.start(module, kernel, config, args, None)
+    }
+
+    /// As [`Device::launch`], telling `hooks` of every instruction and every access to memory.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    pub fn launch_with(
+        &mut self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        args: &[Arg],
+        hooks: &mut dyn Hooks,
+    ) -> Result<Report> {
+        self.start(module, kernel, config, args, Some(hooks))
+    }
+
+    fn start(
+        &mut self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        args: &[Arg],
+        hooks: Option<&mut dyn Hooks>,
+    ) -> Result<Report> {
         let program = module.program(kernel)?;
         let Some(info) = module.kernel(kernel) else {
             return Err(Error::UnknownKernel { name: kernel.to_string(), available: String::new() });
@@ -456,6 +483,7 @@ impl Device {
             dynamic: config.shared_bytes,
             options: &self.options,
             files: &module.inner.files,
+            hooks: hooks.map(|h| h as &mut dyn Hooks),
         })?;
         Ok(Report {
             kernel: kernel.to_string(),

@@ -53,6 +53,7 @@ mod decode;
 mod device;
 mod error;
 mod exec;
+mod hooks;
 mod inst;
 mod launch;
 mod lexer;
@@ -66,6 +67,7 @@ mod types;
 
 pub use device::{Arg, Checks, Device, DevicePtr, LaunchConfig, Options};
 pub use error::{Error, Result};
+pub use hooks::{AccessKind, Hooks, InstructionEvent, MemoryEvent};
 pub use launch::{ArgSpec, LaunchError, LaunchFile, parse_checks, run_file};
 pub use lint::Lint;
 pub use module::{Kernel, Module, Param};

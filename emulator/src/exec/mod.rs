@@ -25,10 +25,12 @@ mod race;
 mod start;
 mod traffic;
 mod warp;
+mod watch;
 mod wmma;
 
 use crate::device::Options;
 use crate::error::Error;
+use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
 use crate::report::{BufferTraffic, Class, Counters, Finding};
@@ -157,6 +159,8 @@ pub(crate) struct Launch<'a> {
     pub dynamic: u32,
     pub options: &'a Options,
     pub files: &'a HashMap<u32, String>,
+    /// Told of everything, in the order of the schedule: with hooks a launch stays on one thread.
+    pub hooks: Option<&'a mut dyn Hooks>,
 }
 
 pub(crate) struct Outcome {
@@ -201,6 +205,8 @@ struct Machine<'a> {
     marks: HashMap<u64, order::Mark>,
     /// The other side of the race that is being reported.
     other_pc: u32,
+    /// Instruction the hooks were last told of.
+    watched: u32,
 }
 
 /// xorshift, enough for schedules.
@@ -248,6 +254,7 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         pages: race::Pages::default(),
         marks: HashMap::new(),
         other_pc: 0,
+        watched: 0,
         l,
     };
     m.run();
@@ -447,6 +454,9 @@ impl Machine<'_> {
                 }
                 if self.profiling {
                     self.before = self.n;
+                }
+                if self.l.hooks.is_some() {
+                    self.watch_instruction(&cta.warps[wi], pc, active);
                 }
                 budget -= 1;
                 self.steps += 1;
