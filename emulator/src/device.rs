@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::exec;
+use crate::hooks::Hooks;
 use crate::inst::Const;
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
@@ -65,6 +66,10 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Keep what was read and written of every allocation as well.
+    pub buffers: bool,
+    /// End a launch at its first finding, for those who ask only whether there is one.
+    pub stop_at_finding: bool,
     /// Bytes of device memory.
     pub memory_bytes: u64,
 }
@@ -79,6 +84,8 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            buffers: false,
+            stop_at_finding: false,
             memory_bytes: 8 << 30,
         }
     }
@@ -150,8 +157,9 @@ impl Arg {
     }
 }
 
-/// A device that runs PTX on the CPU.
-#[derive(Debug)]
+/// A device that runs PTX on the CPU. A clone has its own memory, with the same contents at the same
+/// addresses: a snapshot that launches can be repeated from.
+#[derive(Clone, Debug)]
 pub struct Device {
     options: Options,
     memory: Memory,
@@ -370,6 +378,32 @@ impl Device {
         config: LaunchConfig,
         args: &[Arg],
     ) -> Result<Report> {
+        self.start(module, kernel, config, args, None)
+    }
+
+    /// As [`Device::launch`], telling `hooks` of every instruction and every access to memory.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    pub fn launch_with(
+        &mut self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        args: &[Arg],
+        hooks: &mut dyn Hooks,
+    ) -> Result<Report> {
+        self.start(module, kernel, config, args, Some(hooks))
+    }
+
+    fn start(
+        &mut self,
+        module: &Module,
+        kernel: &str,
+        config: LaunchConfig,
+        args: &[Arg],
+        hooks: Option<&mut dyn Hooks>,
+    ) -> Result<Report> {
         let program = module.program(kernel)?;
         let Some(info) = module.kernel(kernel) else {
             return Err(Error::UnknownKernel { name: kernel.to_string(), available: String::new() });
@@ -415,6 +449,7 @@ impl Device {
                 wall_ns: 0,
                 output: String::new(),
                 profile: Vec::new(),
+                buffers: Vec::new(),
             });
         }
         let addresses = self.load(module)?;
@@ -448,6 +483,7 @@ impl Device {
             dynamic: config.shared_bytes,
             options: &self.options,
             files: &module.inner.files,
+            hooks: hooks.map(|h| h as &mut dyn Hooks),
         })?;
         Ok(Report {
             kernel: kernel.to_string(),
@@ -456,6 +492,7 @@ impl Device {
             completed: out.completed,
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
+            buffers: out.buffers,
             profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
         })
     }

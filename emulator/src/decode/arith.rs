@@ -1,46 +1,13 @@
-//! Decoding of arithmetic, logic, comparison, conversion and moves.
+//! Decoding of integer arithmetic, logic and moves; the first stop of every lane-wise instruction.
 
 use super::Decoder;
+use super::compare::bool_op;
 use super::operands::{Mods, Opd};
 use crate::error::Result;
 use crate::inst::*;
 use crate::types::{Rnd, Ty};
 
-fn comparison(s: &str) -> Option<(Cmp, bool)> {
-    // The flag: `lo`, `ls`, `hi`, `hs` compare unsigned.
-    Some(match s {
-        "eq" => (Cmp::Eq, false),
-        "ne" => (Cmp::Ne, false),
-        "lt" => (Cmp::Lt, false),
-        "le" => (Cmp::Le, false),
-        "gt" => (Cmp::Gt, false),
-        "ge" => (Cmp::Ge, false),
-        "lo" => (Cmp::Lt, true),
-        "ls" => (Cmp::Le, true),
-        "hi" => (Cmp::Gt, true),
-        "hs" => (Cmp::Ge, true),
-        "equ" => (Cmp::Equ, false),
-        "neu" => (Cmp::Neu, false),
-        "ltu" => (Cmp::Ltu, false),
-        "leu" => (Cmp::Leu, false),
-        "gtu" => (Cmp::Gtu, false),
-        "geu" => (Cmp::Geu, false),
-        "num" => (Cmp::Num, false),
-        "nan" => (Cmp::Nan, false),
-        _ => return None,
-    })
-}
-
-fn bool_op(s: &str) -> Option<Bop> {
-    Some(match s {
-        "and" => Bop::And,
-        "or" => Bop::Or,
-        "xor" => Bop::Xor,
-        _ => return None,
-    })
-}
-
-fn half_of(ty: Ty) -> Option<(Hf, bool)> {
+pub(super) fn half_of(ty: Ty) -> Option<(Hf, bool)> {
     Some(match ty {
         Ty::F16 => (Hf::F16, false),
         Ty::F16x2 => (Hf::F16, true),
@@ -51,7 +18,7 @@ fn half_of(ty: Ty) -> Option<(Hf, bool)> {
 }
 
 impl<'a> Decoder<'a> {
-    fn want(&self, m: &Mods<'a>, ops: &[Opd<'a>], n: usize) -> Result<()> {
+    pub(super) fn want(&self, m: &Mods<'a>, ops: &[Opd<'a>], n: usize) -> Result<()> {
         if ops.len() == n {
             Ok(())
         } else {
@@ -59,21 +26,21 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn need_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
+    pub(super) fn need_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
         match m.ty() {
             Some(t) => Ok(t),
             None => self.bad(format!("`{}` has no type", m.full)),
         }
     }
 
-    fn alu(&mut self, alu: Alu, d: R, s: &[R]) {
+    pub(super) fn alu(&mut self, alu: Alu, d: R, s: &[R]) {
         let mut src = [R::NONE; 4];
         src[..s.len()].copy_from_slice(s);
         self.emit(Op::Alu { alu, d, s: src });
     }
 
     /// `n` sources of type `ty` after the destination, all of the same width.
-    fn same(&mut self, m: &Mods<'a>, ops: &[Opd<'a>], ty: Ty, n: usize, alu: Alu) -> Result<bool> {
+    pub(super) fn same(&mut self, m: &Mods<'a>, ops: &[Opd<'a>], ty: Ty, n: usize, alu: Alu) -> Result<bool> {
         self.want(m, ops, n + 1)?;
         let d = self.dst(&ops[0], ty.bits())?;
         let mut s = [R::NONE; 4];
@@ -84,7 +51,7 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
-    fn int_ty(&self, m: &mut Mods<'a>) -> Result<(Ty, u8, bool)> {
+    pub(super) fn int_ty(&self, m: &mut Mods<'a>) -> Result<(Ty, u8, bool)> {
         let ty = self.need_ty(m)?;
         if ty.is_float() || ty == Ty::Pred {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
@@ -92,7 +59,7 @@ impl<'a> Decoder<'a> {
         Ok((ty, ty.bits() as u8, ty.is_signed()))
     }
 
-    fn fm(&self, m: &mut Mods<'a>) -> Fm {
+    pub(super) fn fm(&self, m: &mut Mods<'a>) -> Fm {
         Fm { rnd: m.rnd().unwrap_or(Rnd::Rn), ftz: m.take("ftz"), sat: m.take("sat"), relu: m.take("relu") }
     }
 
@@ -426,108 +393,6 @@ impl<'a> Decoder<'a> {
         self.same(m, ops, ty, n, alu)
     }
 
-    fn functions(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let approx = m.take("approx") | m.take("full");
-        let rnd = m.rnd();
-        let ftz = m.take("ftz");
-        let ty = self.need_ty(m)?;
-        let fm = Fm { rnd: rnd.unwrap_or(Rnd::Rn), ftz, sat: false, relu: false };
-        let n = if m.name == "div" { 2 } else { 1 };
-        if m.name == "div" && !ty.is_float() {
-            return self.same(m, ops, ty, 2, Alu::Div(ty.bits() as u8, ty.is_signed()));
-        }
-        if let Some((f, p)) = half_of(ty) {
-            let op = match m.name {
-                "ex2" => HOp::Ex2,
-                "tanh" => HOp::Tanh,
-                _ => return self.unsupported(m.full, "type"),
-            };
-            return self.same(m, ops, ty, 1, Alu::H(op, f, p, fm));
-        }
-        let a = |x| Alu::FApprox(x, ftz);
-        let alu = match (m.name, ty, approx) {
-            ("div", Ty::F32, true) => a(Approx::Div),
-            ("div", Ty::F32, false) => Alu::FDiv(fm),
-            ("div", Ty::F64, _) => Alu::DDiv(fm.rnd),
-            ("rcp", Ty::F32, true) => a(Approx::Rcp),
-            ("rcp", Ty::F32, false) => Alu::FRcp(fm),
-            ("rcp", Ty::F64, true) => Alu::DRcpApprox,
-            ("rcp", Ty::F64, false) => Alu::DRcp(fm.rnd),
-            ("sqrt", Ty::F32, true) => a(Approx::Sqrt),
-            ("sqrt", Ty::F32, false) => Alu::FSqrt(fm),
-            ("sqrt", Ty::F64, _) => Alu::DSqrt(fm.rnd),
-            ("rsqrt", Ty::F32, _) => a(Approx::Rsqrt),
-            ("rsqrt", Ty::F64, _) => Alu::DRsqrtApprox(fm.ftz),
-            ("ex2", Ty::F32, _) => a(Approx::Ex2),
-            ("lg2", Ty::F32, _) => a(Approx::Lg2),
-            ("sin", Ty::F32, _) => a(Approx::Sin),
-            ("cos", Ty::F32, _) => a(Approx::Cos),
-            ("tanh", Ty::F32, _) => a(Approx::Tanh),
-            _ => return self.unsupported(m.full, "type"),
-        };
-        self.same(m, ops, ty, n, alu)
-    }
-
-    fn abs_neg(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let fm = self.fm(m);
-        let ty = self.need_ty(m)?;
-        let abs = m.name == "abs";
-        let alu = match (ty, half_of(ty), abs) {
-            (Ty::F32, _, true) => Alu::FAbs(fm.ftz),
-            (Ty::F32, _, false) => Alu::FNeg(fm.ftz),
-            (Ty::F64, _, true) => Alu::DAbs,
-            (Ty::F64, _, false) => Alu::DNeg,
-            (_, Some((f, p)), true) => Alu::H(HOp::Abs, f, p, fm),
-            (_, Some((f, p)), false) => Alu::H(HOp::Neg, f, p, fm),
-            (_, _, true) => Alu::Abs(ty.bits() as u8),
-            (_, _, false) => Alu::Neg(ty.bits() as u8),
-        };
-        self.same(m, ops, ty, 1, alu)
-    }
-
-    fn min_max(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let max = m.name == "max";
-        let nan = m.take("NaN");
-        let xorsign = m.take("xorsign");
-        if xorsign {
-            m.take("abs");
-        }
-        let ftz = m.take("ftz");
-        if m.take("s16x2") {
-            return self.same(m, ops, Ty::B32, 2, Alu::MinMax16x2(max, true));
-        }
-        if m.take("u16x2") {
-            return self.same(m, ops, Ty::B32, 2, Alu::MinMax16x2(max, false));
-        }
-        let ty = self.need_ty(m)?;
-        let alu = match (ty, half_of(ty)) {
-            (Ty::F32, _) if max => Alu::FMax { nan, ftz, xorsign },
-            (Ty::F32, _) => Alu::FMin { nan, ftz, xorsign },
-            (Ty::F64, _) => {
-                if max {
-                    Alu::DMax
-                } else {
-                    Alu::DMin
-                }
-            }
-            (_, Some((f, p))) => {
-                if xorsign {
-                    return self.unsupported(m.full, "xorsign on half precision");
-                }
-                let op = match (max, nan) {
-                    (false, false) => HOp::Min,
-                    (true, false) => HOp::Max,
-                    (false, true) => HOp::MinNan,
-                    (true, true) => HOp::MaxNan,
-                };
-                Alu::H(op, f, p, Fm { rnd: Rnd::Rn, ftz, sat: false, relu: false })
-            }
-            _ if max => Alu::Max(ty.bits() as u8, ty.is_signed()),
-            _ => Alu::Min(ty.bits() as u8, ty.is_signed()),
-        };
-        self.same(m, ops, ty, 2, alu)
-    }
-
     fn bits_unary(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let shiftamt = m.name == "bfind" && m.take("shiftamt");
         let ty = self.need_ty(m)?;
@@ -574,114 +439,5 @@ impl<'a> Decoder<'a> {
             _ => Alu::Xor(w),
         };
         self.same(m, ops, ty, 2, alu)
-    }
-
-    fn set(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let Some((cmp, unsigned)) = m.find(comparison) else { return self.unsupported(m.full, "comparison") };
-        let bop = m.find(bool_op);
-        let ftz = m.take("ftz");
-        let dty = if m.name == "set" { Some(self.need_ty(m)?) } else { None };
-        let mut ty = self.need_ty(m)?;
-        if unsigned {
-            ty = match ty.bits() {
-                16 => Ty::U16,
-                32 => Ty::U32,
-                _ => Ty::U64,
-            };
-        }
-        self.want(m, ops, 3 + usize::from(bop.is_some()))?;
-        let (c, cneg) = match bop {
-            Some(_) => self.pred(&ops[3])?,
-            None => (P_TRUE, false),
-        };
-        let bop = bop.unwrap_or(Bop::And);
-        let (a, b) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?);
-        if let Some(dty) = dty {
-            if half_of(ty).is_some_and(|(_, p)| p) {
-                return self.unsupported(m.full, "packed set");
-            }
-            let d = self.dst(&ops[0], dty.bits())?;
-            self.emit(Op::Set { cmp, dty, ty, ftz, d, a, b, bop, c, cneg });
-            return Ok(true);
-        }
-        let (p, q) = self.pred_pair(&ops[0])?;
-        if ftz && half_of(ty).is_some() {
-            return self.unsupported(m.full, "`.ftz` comparison of half precision");
-        }
-        match half_of(ty) {
-            Some((fmt, true)) => {
-                self.emit(Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg });
-            }
-            _ => {
-                self.emit(Op::Setp { cmp, ty, ftz, p, q, a, b, bop, c, cneg });
-            }
-        }
-        Ok(true)
-    }
-
-    fn cvt(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let int_rnd = m.find(|s| {
-            Some(match s {
-                "rni" => Rnd::Rn,
-                "rzi" => Rnd::Rz,
-                "rmi" => Rnd::Rm,
-                "rpi" => Rnd::Rp,
-                _ => return None,
-            })
-        });
-        let rnd = m.rnd();
-        let finite = m.take("satfinite");
-        let fm =
-            Fm { rnd: rnd.unwrap_or(Rnd::Rn), ftz: m.take("ftz"), sat: m.take("sat"), relu: m.take("relu") };
-        let (to, from) = (self.need_ty(m)?, self.need_ty(m)?);
-        let packed = matches!(to, Ty::F16x2 | Ty::BF16x2 | Ty::E4M3x2 | Ty::E5M2x2) && from == Ty::F32;
-        if packed {
-            self.want(m, ops, 3)?;
-            let d = self.dst(&ops[0], to.bits())?;
-            let s = [self.src(&ops[1], from)?, self.src(&ops[2], from)?];
-            let alu = match to {
-                Ty::F16x2 => Alu::CvtPack(Hf::F16, fm),
-                Ty::BF16x2 => Alu::CvtPack(Hf::BF16, fm),
-                _ if !finite => return self.unsupported(m.full, "fp8 without .satfinite"),
-                _ => Alu::CvtPackFp8(to == Ty::E4M3x2, fm.relu),
-            };
-            if finite && to.bits() == 32 {
-                return self.unsupported(m.full, "modifier `.satfinite`");
-            }
-            self.alu(alu, d, &s);
-            return Ok(true);
-        }
-        let pair = |t: Ty| matches!(t, Ty::F16x2 | Ty::BF16x2 | Ty::E4M3x2 | Ty::E5M2x2);
-        let unpack = matches!(from, Ty::E4M3x2 | Ty::E5M2x2) && to == Ty::F16x2;
-        if (pair(to) || pair(from)) && !unpack
-            || to == Ty::Pred
-            || from == Ty::Pred
-            || from == Ty::Tf32
-            || finite
-        {
-            return self.unsupported(m.full, "conversion");
-        }
-        self.want(m, ops, 2)?;
-        let integral = int_rnd.is_some() && to.is_float() && from.is_float();
-        let (d, dbits) = self.dst_wide(&ops[0], to.bits())?;
-        let a = self.src_wide(&ops[1], from)?;
-        // Float to a wider float needs no mode; to an integer the default is towards zero.
-        let default = if to.is_float() { Rnd::Rn } else { Rnd::Rz };
-        let rnd = int_rnd.or(rnd).unwrap_or(default);
-        self.alu(
-            Alu::Cvt(Cvt {
-                to,
-                from,
-                rnd,
-                integral,
-                ftz: fm.ftz,
-                sat: fm.sat,
-                relu: fm.relu,
-                dbits: dbits as u8,
-            }),
-            d,
-            &[a],
-        );
-        Ok(true)
     }
 }
