@@ -60,8 +60,11 @@ fn without_labels(raw: &str, root: &Path) -> String {
     for line in raw.lines() {
         let code = line.trim();
         let label = ["$L__tmp", "$L__func_begin", "$L__func_end"].iter().any(|start| code.starts_with(start));
-        let elsewhere =
-            code.strip_prefix(".loc").is_some_and(|rest| !ours(rest.split_whitespace().next().unwrap_or("")));
+        let elsewhere = code.strip_prefix(".loc").is_some_and(|rest| {
+            let mut words = rest.split_whitespace();
+            // Line 0 is code that belongs to no line.
+            !ours(words.next().unwrap_or("")) || words.next() == Some("0")
+        });
         if (label && code.ends_with(':')) || elsewhere || code.starts_with(".section") {
             continue;
         }
