@@ -67,6 +67,10 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Keep what was read and written of every allocation as well.
+    pub buffers: bool,
+    /// End a launch at its first finding, for those who ask only whether there is one.
+    pub stop_at_finding: bool,
     /// How much a launch may ask for; that of device memory holds from the making of the device on.
     pub limits: Limits,
 }
@@ -81,6 +85,8 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            buffers: false,
+            stop_at_finding: false,
             limits: Limits::default(),
         }
     }
@@ -152,8 +158,9 @@ impl Arg {
     }
 }
 
-/// A device that runs PTX on the CPU.
-#[derive(Debug)]
+/// A device that runs PTX on the CPU. A clone has its own memory, with the same contents at the same
+/// addresses: a snapshot that launches can be repeated from.
+#[derive(Clone, Debug)]
 pub struct Device {
     options: Options,
     memory: Memory,
@@ -463,6 +470,7 @@ impl Device {
                 wall_ns: 0,
                 output: String::new(),
                 profile: Vec::new(),
+                buffers: Vec::new(),
             });
         }
         let resident = self.resident(&program, &config, total)?;
@@ -507,6 +515,7 @@ impl Device {
             completed: out.completed,
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
+            buffers: out.buffers,
             profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
         })
     }

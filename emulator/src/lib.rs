@@ -74,5 +74,5 @@ pub use limits::Limits;
 pub use lint::Lint;
 pub use module::{Kernel, Module, Param};
 pub use profile::{LineProfile, listing};
-pub use report::{Class, Counters, Finding, Place, Report, Side};
+pub use report::{BufferTraffic, Class, Counters, Finding, Place, Report, Side};
 pub use types::{Rnd, Space, Ty};

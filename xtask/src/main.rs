@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | gpu-bundle | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | generate | gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -14,6 +14,8 @@ mod pipeline;
 mod process;
 mod ptx;
 mod ptxas;
+mod ratchet;
+mod sass;
 mod setup;
 mod suite;
 mod summary;
@@ -83,6 +85,22 @@ enum Task {
         #[arg(long)]
         verify: bool,
     },
+    /// Compare every kernel's cost with the pinned table: it may only improve
+    #[command(
+        after_help = "Examples:\n  cargo xtask ratchet                        fails if a number got worse\n  \
+                            cargo xtask ratchet --bless                pin what got better, new kernels, new tools\n  \
+                            cargo xtask ratchet --bless --allow-worse \"a third stage: 12 registers, 9 % less time\"\n\n\
+                            Registers, spills, stack, shared memory and machine instructions of the committed PTX on every target,\n\
+                            and what the emulator counts in a small launch of each entry. Needs ptxas: `cargo xtask setup --for build-ptx`."
+    )]
+    Ratchet {
+        /// Pin the numbers of now; refuses if any got worse
+        #[arg(long)]
+        bless: bool,
+        /// With --bless: pin numbers that got worse too, for this reason, which stays in the file
+        #[arg(long, value_name = "REASON", requires = "bless")]
+        allow_worse: Option<String>,
+    },
     /// Write the forwarding functions of cuda-shim from cust_raw's bindings
     #[command(
         after_help = "Examples:\n  cargo xtask generate            after another version of cust_raw\n  \
@@ -133,6 +151,9 @@ fn main() -> ExitCode {
         Task::Setup { purpose } => setup::setup(&workspace, purpose),
         Task::Doctor { json } => doctor::doctor(&workspace, json),
         Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::Ratchet { bless, allow_worse } => {
+            ratchet::ratchet(&workspace, &ratchet::Options { bless, allow_worse })
+        }
         Task::Generate { check } => generate::generate(&workspace, check),
         Task::GpuBundle { out, selftest } => {
             gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })

@@ -61,7 +61,7 @@ pub fn run(data: &[u8]) -> usize {
     let Ok(module) = Module::parse_with(text, &limits()) else { return 0 };
     let mut ran = 0;
     for k in module.kernels() {
-        let profile = data.len() % 2 == 0;
+        let profile = data.len().is_multiple_of(2);
         let options = Options {
             max_steps: STEPS,
             seed: data.len() as u64 % 3,
