@@ -12,6 +12,7 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod buffers;
 mod copies;
 mod findings;
 mod lanes;
@@ -24,13 +25,15 @@ mod race;
 mod start;
 mod traffic;
 mod warp;
+mod watch;
 mod wmma;
 
 use crate::device::Options;
 use crate::error::Error;
+use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{Class, Counters, Finding};
+use crate::report::{BufferTraffic, Class, Counters, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -155,7 +158,11 @@ pub(crate) struct Launch<'a> {
     pub shared: u32,
     pub dynamic: u32,
     pub options: &'a Options,
+    /// CTAs that are under way at the same time.
+    pub resident: usize,
     pub files: &'a HashMap<u32, String>,
+    /// Told of everything, in the order of the schedule: with hooks a launch stays on one thread.
+    pub hooks: Option<&'a mut dyn Hooks>,
 }
 
 pub(crate) struct Outcome {
@@ -165,6 +172,8 @@ pub(crate) struct Outcome {
     pub output: String,
     /// Counters of each instruction, when asked for.
     pub profile: Vec<Counters>,
+    /// Traffic of each allocation, when asked for.
+    pub buffers: Vec<BufferTraffic>,
 }
 
 struct Machine<'a> {
@@ -188,6 +197,8 @@ struct Machine<'a> {
     /// Counters of each instruction, empty when nobody asked.
     profile: Vec<Counters>,
     profiling: bool,
+    /// What was touched of each allocation, by its number.
+    buffers: HashMap<u32, buffers::Seen>,
     /// Counters before the current instruction.
     before: Counters,
     /// Last accesses to global memory.
@@ -196,6 +207,8 @@ struct Machine<'a> {
     marks: HashMap<u64, order::Mark>,
     /// The other side of the race that is being reported.
     other_pc: u32,
+    /// Instruction the hooks were last told of.
+    watched: u32,
 }
 
 /// xorshift, enough for schedules.
@@ -237,18 +250,22 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         output: String::new(),
         scatter: [0; 32],
         profiling: options.profile,
+        buffers: HashMap::new(),
         before: Counters::default(),
         profile: if options.profile { vec![Counters::default(); prog.insts.len()] } else { Vec::new() },
         pages: race::Pages::default(),
         marks: HashMap::new(),
         other_pc: 0,
+        watched: 0,
         l,
     };
     m.run();
     if let Some(e) = m.fatal {
         return Err(e);
     }
+    let buffers = m.buffer_traffic();
     Ok(Outcome {
+        buffers,
         completed: !m.stop,
         findings: m.findings,
         counters: m.n,
@@ -271,7 +288,7 @@ impl Machine<'_> {
             }
             order = Some(v);
         }
-        let resident = self.l.options.resident_ctas.max(1);
+        let resident = self.l.resident;
         let mut ctas: Vec<Cta> = Vec::new();
         let mut spare: Vec<Cta> = Vec::new();
         let mut started = 0u64;
@@ -439,6 +456,9 @@ impl Machine<'_> {
                 }
                 if self.profiling {
                     self.before = self.n;
+                }
+                if self.l.hooks.is_some() {
+                    self.watch_instruction(&cta.warps[wi], pc, active);
                 }
                 budget -= 1;
                 self.steps += 1;
