@@ -251,7 +251,7 @@ impl Machine<'_> {
                     (true, Hf::F16) => 0x3c00,
                     (true, Hf::BF16) => 0x3f80,
                 };
-                let out = std::array::from_fn(|i| (hi >> i & 1) * (one << 16) | (lo >> i & 1) * one);
+                let out = std::array::from_fn(|i| ((hi >> i & 1) * (one << 16)) | ((lo >> i & 1) * one));
                 w.bank.put32(d, mask, &out);
                 self.wrote(w, mask, d);
             }
