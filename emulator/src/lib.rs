@@ -53,6 +53,7 @@ mod decode;
 mod device;
 mod error;
 mod exec;
+mod expr;
 mod hooks;
 mod inst;
 mod launch;
