@@ -3,6 +3,7 @@
 //! Module variables get their memory at the first launch of (or the first question about) a module
 //! and keep it, so a kernel sees what the kernel before it left there.
 
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::hooks::Hooks;
@@ -10,7 +11,7 @@ use crate::inst::{Const, Program};
 use crate::limits::{Limits, within};
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
-use crate::report::{Class, Counters, Finding, Report};
+use crate::report::{Class, Finding, Report};
 use crate::types::Space;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -516,7 +517,7 @@ impl Device {
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
             buffers: out.buffers,
-            profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
+            profile: crate::profile::by_line(&out.profile, &program, &module.inner.files),
         })
     }
 }

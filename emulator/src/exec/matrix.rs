@@ -77,6 +77,8 @@ impl Machine<'_> {
         }
         if self.count {
             self.n.shared_accesses += 1;
+            self.n.shared_bytes += 16 * u64::from(s.ok.count_ones());
+            self.n.shared_passes_ideal += n as u64;
             self.n.bank_conflicts += row_conflicts(&cta.warps[wi].addr, s.ok, n);
         }
         if load && self.check_init {

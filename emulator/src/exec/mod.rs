@@ -28,12 +28,13 @@ mod warp;
 mod watch;
 mod wmma;
 
+use crate::counters::Counters;
 use crate::device::Options;
 use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{BufferTraffic, Class, Counters, Finding};
+use crate::report::{BufferTraffic, Class, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
