@@ -66,6 +66,9 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Host threads that run CTAs; 0 and 1 mean the calling one. The number changes nothing of memory,
+    /// findings and counters: CTAs that reach each other's memory run on one thread in any case.
+    pub threads: usize,
     /// Bytes of device memory.
     pub memory_bytes: u64,
 }
@@ -80,6 +83,7 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             memory_bytes: 8 << 30,
         }
     }
@@ -450,7 +454,7 @@ impl Device {
         for (a, p) in args.iter().zip(&info.params) {
             params[p.offset as usize..(p.offset + p.size) as usize].copy_from_slice(&a.bytes());
         }
-        let consts = program
+        let consts: Vec<_> = program
             .consts
             .iter()
             .map(|(r, c)| {
@@ -464,19 +468,19 @@ impl Device {
             .collect();
         let dynamic_end = if config.shared_bytes > 0 { total as u32 } else { program.shared_bytes };
         let start = Instant::now();
-        let out = exec::run(exec::Launch {
+        let launch = exec::Launch {
             prog: &program,
-            mem: &mut self.memory,
+            mem: &self.memory,
             params: &params,
-            consts,
+            consts: &consts,
             grid: config.grid,
             block: config.block,
             shared: dynamic_end,
             dynamic: config.shared_bytes,
             options: &self.options,
             files: &module.inner.files,
-            hooks: hooks.map(|h| h as &mut dyn Hooks),
-        })?;
+        };
+        let out = exec::run(launch, hooks)?;
         Ok(Report {
             kernel: kernel.to_string(),
             findings: out.findings,
