@@ -46,6 +46,18 @@ impl Bits {
         self.words.iter_mut().for_each(|w| *w.get_mut() = 0);
     }
 
+    /// Sets those that `other` (of the same length) has.
+    pub fn union(&mut self, other: &Bits) {
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine.get_mut() |= theirs.load(Relaxed);
+        }
+    }
+
+    /// How many are set.
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|w| u64::from(w.load(Relaxed).count_ones())).sum()
+    }
+
     /// True when all of `n` (at most 64) bytes from `at` are set.
     #[inline]
     pub fn all(&self, at: usize, n: usize) -> bool {
@@ -114,6 +126,15 @@ pub(crate) struct Bytes(Box<[UnsafeCell<u8>]>);
 // that no thread writes a byte that another one reads or writes.
 unsafe impl Sync for Bytes {}
 
+impl Clone for Bytes {
+    fn clone(&self) -> Bytes {
+        let mut copy = Bytes::zeroed(self.len());
+        // SAFETY: memory is copied when no launch runs, which would hold its device exclusively.
+        copy.exclusive().copy_from_slice(unsafe { self.slice(0, self.len()) });
+        copy
+    }
+}
+
 impl std::fmt::Debug for Bytes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} bytes", self.0.len())
@@ -175,7 +196,7 @@ impl Bytes {
 }
 
 /// One allocation, alive or freed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Alloc {
     pub base: u64,
     pub size: u64,
@@ -188,7 +209,7 @@ pub(crate) struct Alloc {
 }
 
 /// All global memory of a device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memory {
     pub allocs: Vec<Alloc>,
     next: u64,

@@ -57,7 +57,7 @@ fn same(end: &str, options: &Options) -> Vec<Ran> {
 
 #[track_caller]
 fn same_checked_and_unchecked(end: &str) -> Vec<Ran> {
-    same(end, &Options { checks: Checks::none(), profile: true, ..Options::default() });
+    same(end, &Options { checks: Checks::none(), profile: true, buffers: true, ..Options::default() });
     same(end, &Options::default())
 }
 

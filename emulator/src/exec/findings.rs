@@ -98,10 +98,11 @@ impl Machine<'_> {
                 return;
             }
             count = e.finding.count;
-        } else if self.found.entries.len() >= MOST_KEPT {
+        } else if self.found.entries.len() >= if self.l.options.stop_at_finding { 1 } else { MOST_KEPT } {
             self.found.full = true;
             return;
         }
+        self.stop |= self.l.options.stop_at_finding;
         let (line, source) = self.source(pc);
         let (address, allocation) = match at {
             Some((a, p)) => (Some(a), p),

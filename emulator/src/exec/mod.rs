@@ -11,6 +11,7 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod buffers;
 mod claims;
 mod copies;
 mod findings;
@@ -36,7 +37,7 @@ use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{Counters, Finding};
+use crate::report::{BufferTraffic, Counters, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -164,6 +165,8 @@ pub(crate) struct Launch<'a> {
     pub shared: u32,
     pub dynamic: u32,
     pub options: &'a Options,
+    /// CTAs that are under way at the same time.
+    pub resident: usize,
     pub files: &'a HashMap<u32, String>,
 }
 
@@ -174,6 +177,8 @@ pub(crate) struct Outcome {
     pub output: String,
     /// Counters of each instruction, when asked for.
     pub profile: Vec<Counters>,
+    /// Traffic of each allocation, when asked for.
+    pub buffers: Vec<BufferTraffic>,
 }
 
 /// Runs a launch, or a part of it on one of several threads.
@@ -198,6 +203,8 @@ struct Machine<'a> {
     /// Counters of each instruction, empty when nobody asked.
     profile: Vec<Counters>,
     profiling: bool,
+    /// What was touched of each allocation, by its number.
+    buffers: HashMap<u32, buffers::Seen>,
     /// Counters before the current instruction.
     before: Counters,
     /// Last accesses to global memory.
@@ -256,6 +263,7 @@ impl<'a> Machine<'a> {
             output: String::new(),
             scatter: [0; 32],
             profiling: options.profile,
+            buffers: HashMap::new(),
             before: Counters::default(),
             profile: vec![Counters::default(); counts],
             pages,
@@ -270,6 +278,7 @@ impl<'a> Machine<'a> {
     fn outcome(self) -> Outcome {
         Outcome {
             completed: !self.stop,
+            buffers: buffers::traffic(self.buffers, self.l.mem),
             findings: self.found.list(),
             counters: self.n,
             output: self.output,

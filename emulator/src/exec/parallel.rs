@@ -14,10 +14,11 @@
 use super::claims::{Claimer, Claims, MOST_CTAS};
 use super::findings::Found;
 use super::schedule::{Order, Rng};
-use super::{Cta, Launch, Machine, Outcome, race};
+use super::{Cta, Launch, Machine, Outcome, buffers, race};
 use crate::inst::{Access, Op, Program};
 use crate::report::Counters;
 use crate::types::Space;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread::{Builder, scope};
 
@@ -49,6 +50,7 @@ struct Part<'a> {
     found: Found,
     counters: Counters,
     profile: Vec<Counters>,
+    buffers: HashMap<u32, buffers::Seen>,
     claimer: Option<Claimer<'a>>,
 }
 
@@ -61,14 +63,14 @@ pub(super) fn run(l: &Launch<'_>) -> Option<Outcome> {
         return None;
     }
     let (claims, pages) = (Claims::new(l.mem), race::Pages::new(l.mem));
-    let most = threads.min(order.total().min(1024) as usize);
+    let most = threads.min(l.resident).min(order.total().min(1024) as usize);
     let max_steps = l.options.max_steps;
     let queue =
         Queue { order, next: AtomicU64::new(0), steps: AtomicU64::new(0), max_steps, claims: &claims };
     let work = |grow: &mut dyn FnMut(u64)| {
         let mut m = Machine::new(*l, &pages, Some(Claimer::new(&claims)));
         m.work(&queue, grow);
-        Part { found: m.found, counters: m.n, profile: m.profile, claimer: m.claimer }
+        Part { found: m.found, counters: m.n, profile: m.profile, buffers: m.buffers, claimer: m.claimer }
     };
     let mut parts = scope(|s| {
         let mut others = Vec::new();
@@ -96,6 +98,7 @@ pub(super) fn run(l: &Launch<'_>) -> Option<Outcome> {
         completed: true,
         output: String::new(),
         profile: vec![Counters::default(); parts[0].profile.len()],
+        buffers: Vec::new(),
     };
     let mut found = Found::default();
     let mut whole = queue.steps.load(Relaxed) <= max_steps;
@@ -112,6 +115,9 @@ pub(super) fn run(l: &Launch<'_>) -> Option<Outcome> {
         }
         return None;
     }
+    let mut seen = HashMap::new();
+    parts.into_iter().for_each(|p| buffers::merge(&mut seen, p.buffers));
+    out.buffers = buffers::traffic(seen, l.mem);
     out.findings = found.list();
     Some(out)
 }

@@ -64,7 +64,7 @@ impl Machine<'_> {
         let mut rng = Rng::new(seed);
         let order = Order::new(&self.l, &mut rng);
         let total = order.total();
-        let resident = self.l.options.resident_ctas.max(1);
+        let resident = self.l.resident;
         let mut ctas: Vec<Cta> = Vec::new();
         let mut spare: Vec<Cta> = Vec::new();
         let mut started = 0u64;

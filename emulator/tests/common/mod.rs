@@ -70,7 +70,10 @@ pub struct Ran {
 
 /// All of a report but the time it took.
 pub fn said(r: &Report) -> String {
-    format!("{:?} {:?} {} {:?} {:?}", r.findings, r.counters, r.completed, r.output, r.profile)
+    format!(
+        "{:?} {:?} {} {:?} {:?} {:?}",
+        r.findings, r.counters, r.completed, r.output, r.profile, r.buffers
+    )
 }
 
 /// Runs `k` of `text` over `input`, with `words` words of output (never written before), on one
