@@ -56,6 +56,9 @@ enum Command {
         /// Hints and hot lines to show
         #[arg(long, default_value_t = 10, value_name = "N")]
         top: usize,
+        /// Host threads that run CTAs (default: one a core, 8 at most); the report does not depend on it
+        #[arg(long, value_parser = clap::value_parser!(u16).range(..=256))]
+        threads: Option<u16>,
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
             profile_html,
             profile_svg,
             top,
+            threads,
             sm,
             limit,
         } => {
@@ -114,6 +118,9 @@ fn main() -> ExitCode {
             let mut options = Options { seed, sm, profile, buffers: profile, limits, ..Options::default() };
             if let Some(m) = max_steps {
                 options.max_steps = m;
+            }
+            if let Some(t) = threads {
+                options.threads = usize::from(t);
             }
             run(&launch, checks, options, json, &views)
         }
