@@ -46,6 +46,9 @@ enum Command {
         /// A listing of the PTX with executions, idle lanes, sectors and bank conflicts of each line
         #[arg(long)]
         profile: bool,
+        /// Host threads that run CTAs (default: one a core, 8 at most); the report does not depend on it
+        #[arg(long, value_parser = clap::value_parser!(u16).range(..=256))]
+        threads: Option<u16>,
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
@@ -77,7 +80,7 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { launch, json, seed, check, max_steps, profile, sm, limit } => {
+        Command::Run { launch, json, seed, check, max_steps, profile, threads, sm, limit } => {
             let checks: Option<Checks> = match check.as_deref().map(|c| parse_checks(c.split(','))) {
                 Some(Ok(c)) => Some(c),
                 Some(Err(e)) => return fail(&e),
@@ -90,6 +93,9 @@ fn main() -> ExitCode {
             let mut options = Options { seed, sm, profile, limits, ..Options::default() };
             if let Some(m) = max_steps {
                 options.max_steps = m;
+            }
+            if let Some(t) = threads {
+                options.threads = usize::from(t);
             }
             run(&launch, checks, options, json)
         }
