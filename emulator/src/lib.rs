@@ -65,6 +65,7 @@ mod module;
 mod num;
 mod profile;
 mod report;
+mod testing;
 mod types;
 
 pub use counters::Counters;
@@ -77,4 +78,5 @@ pub use lint::Lint;
 pub use module::{Kernel, Module, Param};
 pub use profile::{Hint, LineProfile, Profile, SourceProfile};
 pub use report::{BufferTraffic, Class, Finding, Place, Report, Side};
+pub use testing::{Buffer, Case, Dims, Number, describe};
 pub use types::{Rnd, Space, Ty};
