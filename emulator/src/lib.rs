@@ -54,6 +54,7 @@ mod decode;
 mod device;
 mod error;
 mod exec;
+mod expr;
 mod hooks;
 mod inst;
 mod launch;
