@@ -1,6 +1,6 @@
 //! One step on a device against the same step of the reference.
 
-use psa_tests::{Outcome, Workload, f32_bounds, kernel_depth};
+use psa_tests::{Arithmetic, Outcome, Workload, step_bounds};
 
 /// Compares; gives the largest error over its bound.
 pub fn step(workload: &Workload, reference: &Outcome, got: &Outcome) -> Result<f64, String> {
@@ -22,8 +22,8 @@ pub fn step(workload: &Workload, reference: &Outcome, got: &Outcome) -> Result<f
             return Err(format!("sequence {i}, KV head {h:?}: the blocks read, by rank, differ"));
         }
         for h in 0..shape.q_heads {
-            let depth = kernel_depth(s.tokens, got.heads[i][h / shape.group()].topups);
-            let (bound, lse_bound) = f32_bounds(shape, s, h, scale, depth);
+            let topups = got.heads[i][h / shape.group()].topups;
+            let (bound, lse_bound) = step_bounds(shape, s, h, scale, Arithmetic::Kernels { topups });
             let row = h * shape.head_dim..(h + 1) * shape.head_dim;
             let pairs = reference.out[i][row.clone()].iter().zip(&got.out[i][row]);
             for (c, (&want, &have)) in pairs.enumerate() {
