@@ -30,6 +30,11 @@ impl Bits {
         self.words.fill(0);
     }
 
+    /// How many are set.
+    pub fn count(&self) -> u64 {
+        self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+    }
+
     /// True when all of `n` (at most 64) bytes from `at` are set.
     #[inline]
     pub fn all(&self, at: usize, n: usize) -> bool {
@@ -80,7 +85,7 @@ impl Bits {
 }
 
 /// One allocation, alive or freed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Alloc {
     pub base: u64,
     pub size: u64,
@@ -93,7 +98,7 @@ pub(crate) struct Alloc {
 }
 
 /// All global memory of a device.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Memory {
     pub allocs: Vec<Alloc>,
     next: u64,

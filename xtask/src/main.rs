@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | gpu-bundle | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | generate | gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -10,10 +10,13 @@ mod doctor;
 mod error;
 mod generate;
 mod gpu_bundle;
+mod inspect;
 mod pipeline;
 mod process;
 mod ptx;
 mod ptxas;
+mod ratchet;
+mod sass;
 mod setup;
 mod suite;
 mod summary;
@@ -83,6 +86,46 @@ enum Task {
         #[arg(long)]
         verify: bool,
     },
+    /// Compare every kernel's cost with the pinned table: it may only improve
+    #[command(
+        after_help = "Examples:\n  cargo xtask ratchet                        fails if a number got worse\n  \
+                            cargo xtask ratchet --bless                pin what got better, new kernels, new tools\n  \
+                            cargo xtask ratchet --bless --allow-worse \"a third stage: 12 registers, 9 % less time\"\n\n\
+                            Registers, spills, stack, shared memory and machine instructions of the committed PTX on every target,\n\
+                            and what the emulator counts in a small launch of each entry. Needs ptxas: `cargo xtask setup --for build-ptx`."
+    )]
+    Ratchet {
+        /// Pin the numbers of now; refuses if any got worse
+        #[arg(long)]
+        bless: bool,
+        /// With --bless: pin numbers that got worse too, for this reason, which stays in the file
+        #[arg(long, value_name = "REASON", requires = "bless")]
+        allow_worse: Option<String>,
+    },
+    /// Show one kernel's code under its Rust lines, its resources and instruction mix
+    #[command(
+        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128_g4                 machine code, sm_90; `>` marks the main loop\n  \
+                            cargo xtask inspect attend_bf16_d128_g4 --src --sm 120  Rust lines, how many instructions each became\n  \
+                            cargo xtask inspect score_f16_d64_p1 --ptx              PTX\n\n\
+                            Needs ptxas and nvdisasm, and the device compiler for the lines: `cargo xtask setup --for build-ptx`.\n\
+                            An instruction of core or of a macro counts for the line of this workspace before it."
+    )]
+    Inspect {
+        /// The entry, as attend_bf16_d128_g4; a wrong name lists the near ones
+        kernel: String,
+        /// Compute capability: 80, 86, 89, 90, 100 or 120
+        #[arg(long, value_name = "SM", default_value_t = 90)]
+        sm: u32,
+        /// List machine code (the default)
+        #[arg(long)]
+        sass: bool,
+        /// List PTX
+        #[arg(long, conflicts_with = "sass")]
+        ptx: bool,
+        /// List Rust lines with their counts of instructions
+        #[arg(long, conflicts_with_all = ["sass", "ptx"])]
+        src: bool,
+    },
     /// Write the forwarding functions of cuda-shim from cust_raw's bindings
     #[command(
         after_help = "Examples:\n  cargo xtask generate            after another version of cust_raw\n  \
@@ -133,6 +176,17 @@ fn main() -> ExitCode {
         Task::Setup { purpose } => setup::setup(&workspace, purpose),
         Task::Doctor { json } => doctor::doctor(&workspace, json),
         Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::Ratchet { bless, allow_worse } => {
+            ratchet::ratchet(&workspace, &ratchet::Options { bless, allow_worse })
+        }
+        Task::Inspect { kernel, sm, sass: _, ptx, src } => {
+            let view = match (ptx, src) {
+                (true, _) => inspect::View::Ptx,
+                (_, true) => inspect::View::Source,
+                _ => inspect::View::Sass,
+            };
+            inspect::inspect(&workspace, &kernel, sm, view)
+        }
         Task::Generate { check } => generate::generate(&workspace, check),
         Task::GpuBundle { out, selftest } => {
             gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })

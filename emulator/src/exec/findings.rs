@@ -22,10 +22,12 @@ impl Machine<'_> {
             self.findings[i].count += 1;
             return;
         }
-        if self.findings.len() >= MOST_FINDINGS {
+        let most = if self.l.options.stop_at_finding { 1 } else { MOST_FINDINGS };
+        if self.findings.len() >= most {
             self.dropped += 1;
             return;
         }
+        self.stop |= self.l.options.stop_at_finding;
         let (line, source) = self.source(pc);
         let (address, allocation) = match at {
             Some((a, p)) => (Some(a), p),

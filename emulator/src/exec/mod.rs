@@ -12,6 +12,7 @@
 mod alu;
 mod atomics;
 mod barrier;
+mod buffers;
 mod copies;
 mod findings;
 mod lanes;
@@ -32,7 +33,7 @@ use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{Class, Counters, Finding};
+use crate::report::{BufferTraffic, Class, Counters, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -157,6 +158,8 @@ pub(crate) struct Launch<'a> {
     pub shared: u32,
     pub dynamic: u32,
     pub options: &'a Options,
+    /// CTAs that are under way at the same time.
+    pub resident: usize,
     pub files: &'a HashMap<u32, String>,
     /// Told of everything, in the order of the schedule: with hooks a launch stays on one thread.
     pub hooks: Option<&'a mut dyn Hooks>,
@@ -169,6 +172,8 @@ pub(crate) struct Outcome {
     pub output: String,
     /// Counters of each instruction, when asked for.
     pub profile: Vec<Counters>,
+    /// Traffic of each allocation, when asked for.
+    pub buffers: Vec<BufferTraffic>,
 }
 
 struct Machine<'a> {
@@ -192,6 +197,8 @@ struct Machine<'a> {
     /// Counters of each instruction, empty when nobody asked.
     profile: Vec<Counters>,
     profiling: bool,
+    /// What was touched of each allocation, by its number.
+    buffers: HashMap<u32, buffers::Seen>,
     /// Counters before the current instruction.
     before: Counters,
     /// Last accesses to global memory.
@@ -243,6 +250,7 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
         output: String::new(),
         scatter: [0; 32],
         profiling: options.profile,
+        buffers: HashMap::new(),
         before: Counters::default(),
         profile: if options.profile { vec![Counters::default(); prog.insts.len()] } else { Vec::new() },
         pages: race::Pages::default(),
@@ -255,7 +263,9 @@ pub(crate) fn run(l: Launch<'_>) -> Result<Outcome, Error> {
     if let Some(e) = m.fatal {
         return Err(e);
     }
+    let buffers = m.buffer_traffic();
     Ok(Outcome {
+        buffers,
         completed: !m.stop,
         findings: m.findings,
         counters: m.n,
@@ -278,7 +288,7 @@ impl Machine<'_> {
             }
             order = Some(v);
         }
-        let resident = self.l.options.resident_ctas.max(1);
+        let resident = self.l.resident;
         let mut ctas: Vec<Cta> = Vec::new();
         let mut spare: Vec<Cta> = Vec::new();
         let mut started = 0u64;
