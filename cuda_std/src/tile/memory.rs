@@ -84,7 +84,10 @@ impl<'turn, T, const ROWS: usize, const COLUMNS: usize, S: State> SharedTile<'tu
     fn piece<const FIRST: usize, const COUNT: usize>(&self) -> SharedTile<'turn, T, COUNT, COLUMNS, S> {
         const {
             assert!(FIRST + COUNT <= ROWS, "rows outside the tile");
-            assert!(FIRST.is_multiple_of(8) && COUNT.is_multiple_of(8), "rows are taken in eights, the swizzle's period");
+            assert!(
+                FIRST.is_multiple_of(8) && COUNT.is_multiple_of(8),
+                "rows are taken in eights, the swizzle's period"
+            );
         }
         SharedTile { base: self.base.byte_add((FIRST * COLUMNS * 2) as u32), state: PhantomData }
     }
