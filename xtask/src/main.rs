@@ -16,6 +16,7 @@ mod process;
 mod ptx;
 mod ptxas;
 mod ratchet;
+mod rust_cuda;
 mod sass;
 mod setup;
 mod suite;
@@ -76,7 +77,8 @@ enum Task {
     #[command(
         after_help = "Examples:\n  cargo xtask build-ptx                     write kernels-gpu/ptx\n  \
                             cargo xtask build-ptx --check             fail if the committed files are not what the sources give\n  \
-                            cargo xtask build-ptx --check --verify    also assemble for every GPU generation; fail on a spill"
+                            cargo xtask build-ptx --check --verify    also assemble for every GPU generation; fail on a spill\n  \
+                            cargo xtask build-ptx --backend rust-cuda  through rust-cuda's cuda_builder; says what it needs"
     )]
     BuildPtx {
         /// Compare with the committed files instead of writing them
@@ -85,6 +87,9 @@ enum Task {
         /// Assemble with ptxas for sm_80, 86, 89, 90, 100 and 120, show registers and spills
         #[arg(long)]
         verify: bool,
+        /// Who compiles: stock rustc, or rust-cuda's back end where there is one (docs/rust-cuda.md)
+        #[arg(long, value_enum, default_value = "stock", conflicts_with_all = ["check", "verify"])]
+        backend: Backend,
     },
     /// Compare every kernel's cost with the pinned table: it may only improve
     #[command(
@@ -170,12 +175,24 @@ enum Task {
     },
 }
 
+/// Who turns the kernels into PTX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    /// rustc's own NVPTX back end.
+    Stock,
+    /// rust-cuda's rustc_codegen_nvvm, through its cuda_builder.
+    RustCuda,
+}
+
 fn main() -> ExitCode {
     let workspace = Workspace::locate();
     let outcome = match Cli::parse().task {
         Task::Setup { purpose } => setup::setup(&workspace, purpose),
         Task::Doctor { json } => doctor::doctor(&workspace, json),
-        Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::BuildPtx { backend: Backend::RustCuda, .. } => rust_cuda::build(&workspace),
+        Task::BuildPtx { check, verify, backend: Backend::Stock } => {
+            ptx::build_ptx(&workspace, ptx::Options { check, verify })
+        }
         Task::Ratchet { bless, allow_worse } => {
             ratchet::ratchet(&workspace, &ratchet::Options { bless, allow_worse })
         }

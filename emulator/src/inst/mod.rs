@@ -103,8 +103,22 @@ pub enum Op {
     SetpX2 {
         cmp: Cmp,
         fmt: Hf,
+        ftz: bool,
         p: P,
         q: P,
+        a: R,
+        b: R,
+        bop: Bop,
+        c: P,
+        cneg: bool,
+    },
+    /// Two comparisons, one per half; true is one in floats, all ones in integers.
+    SetX2 {
+        cmp: Cmp,
+        fmt: Hf,
+        float: bool,
+        ftz: bool,
+        d: R,
         a: R,
         b: R,
         bop: Bop,
@@ -172,7 +186,6 @@ pub enum Op {
         m: Access,
         op: AtomOp,
         ty: Ty,
-        ftz: bool,
         d: R,
         a: R,
         b: R,
@@ -219,6 +232,13 @@ pub enum Op {
         ret: R,
         first_copy: u32,
         copies: u32,
+    },
+    /// Goes to the place of the function whose address is in `target`: pairs of function and place
+    /// in the tables.
+    CallIndirect {
+        target: R,
+        first: u32,
+        n: u32,
     },
     /// Return of a function: per lane, to the place kept in the register.
     RetFn {
@@ -282,6 +302,8 @@ pub enum Op {
     },
     Clock {
         d: R,
+        /// The upper half.
+        hi: bool,
     },
     Nanosleep,
     Fence {
@@ -323,12 +345,9 @@ pub enum Op {
         address: R,
         value: R,
     },
-    /// wmma.mma: rows and columns of the result, registers of d, a, b, c.
+    /// wmma.mma, with the numbers of registers of d, a, b, c.
     WmmaMma {
-        fmt: Hf,
-        shape: (u8, u8),
-        a_row: bool,
-        b_row: bool,
+        product: Product,
         n: [u8; 4],
         regs: u32,
     },
