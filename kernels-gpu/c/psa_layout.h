@@ -45,13 +45,6 @@ static inline uint32_t psa_splits(uint32_t blocks) {
     return wanted > PSA_MAX_SPLITS ? PSA_MAX_SPLITS : wanted == 0u ? 1u : wanted;
 }
 
-/* The attend and merge kernels, by their G, for `group` query heads of a KV head: the next power of two. */
-static inline uint32_t psa_head_tile(uint32_t group) {
-    uint32_t tile = 1u;
-    while (tile < group) { tile *= 2u; }
-    return tile;
-}
-
 /* `target` of plan: the predicted mass, as progressive uses it. planes: of the mirror, 1 (2 bits) or 2 (4). */
 static inline uint32_t psa_progressive_target(float mass, uint32_t planes) {
     float predicted = planes == 1u ? mass + (1.0f - mass) / 5.0f : mass;
@@ -99,10 +92,10 @@ static inline size_t psa_count_bytes(const psa_shape *s) { return psa_rows(s) * 
 static inline size_t psa_peak_bytes(const psa_shape *s) { return psa_heads(s) * 4; }
 static inline size_t psa_rest_bytes(const psa_shape *s) { return psa_heads(s) * 8; }
 static inline size_t psa_partial_bytes(const psa_shape *s) {
-    return psa_rows(s) * s->max_splits * psa_head_tile(s->group) * s->head_dim * 4;
+    return psa_heads(s) * s->max_splits * s->head_dim * 4;
 }
 static inline size_t psa_partial_ml_bytes(const psa_shape *s) {
-    return psa_rows(s) * s->max_splits * psa_head_tile(s->group) * 8;
+    return psa_heads(s) * s->max_splits * 8;
 }
 static inline size_t psa_out_bytes(const psa_shape *s) { return psa_heads(s) * s->head_dim * 4; }
 static inline size_t psa_lse_bytes(const psa_shape *s) { return psa_heads(s) * 4; }

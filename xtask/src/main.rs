@@ -110,14 +110,14 @@ enum Task {
     },
     /// Show one kernel's code under its Rust lines, its resources and instruction mix
     #[command(
-        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128_g4                 machine code, sm_90; `>` marks the main loop\n  \
-                            cargo xtask inspect attend_bf16_d128_g4 --src --sm 120  Rust lines, how many instructions each became\n  \
+        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128                 machine code, sm_90; `>` marks the main loop\n  \
+                            cargo xtask inspect attend_bf16_d128 --src --sm 120  Rust lines, how many instructions each became\n  \
                             cargo xtask inspect score_f16_d64_p1 --ptx              PTX\n\n\
                             Needs ptxas and nvdisasm, and the device compiler for the lines: `cargo xtask setup --for build-ptx`.\n\
                             An instruction of core or of a macro counts for the line of this workspace before it."
     )]
     Inspect {
-        /// The entry, as attend_bf16_d128_g4; a wrong name lists the near ones
+        /// The entry, as attend_bf16_d128; a wrong name lists the near ones
         kernel: String,
         /// Compute capability: 80, 86, 89, 90, 100 or 120
         #[arg(long, value_name = "SM", default_value_t = 90)]

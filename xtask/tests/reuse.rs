@@ -189,9 +189,6 @@ fn the_header_is_c99_and_cplusplus_and_agrees_with_the_layouts_in_rust() {
         same(&format!("psa_splits({blocks}u)"), layout::splits(blocks));
         same(&format!("psa_plan_capacity({blocks}u)"), kernels_gpu::plan::capacity(blocks));
     }
-    for group in 1..=layout::MAX_GROUP {
-        same(&format!("psa_head_tile({group}u)"), kernels_gpu::attend::head_tile(group));
-    }
     for dim in [64, 128] {
         same(&format!("psa_slot_bytes({dim}u)"), 2 * layout::slot_elements(dim));
         for planes in [1, 2] {

@@ -52,7 +52,6 @@ pub fn dist(workspace: &Workspace, options: &Options) -> Result<()> {
         ("LICENSE-APACHE", "LICENSE-APACHE"),
         ("docs/reuse.md", "docs/reuse.md"),
         ("docs/kernels.md", "docs/kernels.md"),
-        ("docs/manifest.md", "docs/manifest.md"),
     ] {
         files.push((name.to_owned(), read(&root.join(source))?.into_bytes()));
     }
