@@ -150,14 +150,18 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
         ),
         (&["eval", "--traces", BUNDLED, "--case", "case9"], &["\"case9\"", "case0, case1"]),
         (
-            &["eval", "--traces", BUNDLED, "--policy", "certified:0.01"],
-            &["not in this version", "progressive:M"],
+            &["eval", "--traces", BUNDLED, "--policy", "certified:1"],
+            &["certified:1", "below 1"],
+        ),
+        (
+            &["eval", "--traces", BUNDLED, "--policy", "certified:0.1", "--mirror", "mean", "--queries", "1"],
+            &["certified:0.1", "mean mirror", "bounds scores"],
         ),
         (&["eval", "--traces", BUNDLED, "--policy", "top-k"], &["top-k:0.1 or top-k:64"]),
-        (&["eval", "--traces", BUNDLED, "--mirror", "8"], &["not in this version", "2, 4"]),
+        (&["eval", "--traces", BUNDLED, "--mirror", "3"], &["\"3\"", "1, 2, 4, 8"]),
         (&["eval", "--traces", BUNDLED, "--mirror", "box"], &["progressive:0.95", "2 or 4 bits"]),
-        (&["eval", "--traces", BUNDLED, "--unit", "32"], &["not in this version", "16 tokens"]),
-        (&["eval", "--traces", BUNDLED, "--quant-group", "32"], &["not in this version", "64 tokens"]),
+        (&["eval", "--traces", BUNDLED, "--unit", "48"], &["16, 32 or 64"]),
+        (&["eval", "--traces", BUNDLED, "--quant-group", "48"], &["32, 64, 128 or 256"]),
         (&["eval", "--traces", BUNDLED, "--recent", "9000"], &["0 to 8192"]),
         (&["eval", "--traces", BUNDLED, "--queries", "0"], &["at least one query"]),
         (
@@ -178,6 +182,14 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
                 "1",
             ],
             &["oracle:0.9 does not run on emulator", "use the cpu"],
+        ),
+        (
+            &["eval", "--traces", BUNDLED, "--backend", "emulator", "--quant-group", "32", "--queries", "1"],
+            &["2 in groups of 32 does not run on emulator", "groups of 64", "cpu and reference"],
+        ),
+        (
+            &["eval", "--traces", BUNDLED, "--backend", "emulator", "--unit", "32", "--queries", "1"],
+            &["unit of 32 tokens does not run on emulator", "units of 16"],
         ),
         (&["demo", "--out", "/no/such/folder/x.svg"], &["/no/such/folder/x.svg", "--out"]),
         (&["demo", "--traces", "nowhere.safetensors"], &["nowhere.safetensors"]),

@@ -377,8 +377,8 @@ fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
         ("quest:1.5", "above 0 and at most 1"),
         ("oracle:-1", "above 0 and at most 1"),
         ("certified:0.01", "progressive:M holds a mass"),
-        ("mean:0.1", "planned but not in this version"),
-        ("cuboid:0.1", "planned but not in this version"),
+        ("mean:0", "at least 1"),
+        ("cuboid:1.5", "at most 1"),
     ] {
         let error = text.parse::<Policy>().unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(&format!("policy {text:?}")), "{text:?}: {error}");
