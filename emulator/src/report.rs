@@ -199,6 +199,28 @@ impl Counters {
     }
 }
 
+/// What a launch read and wrote of one allocation. `distinct` counts each byte once: the traffic that no
+/// kernel for the same job can avoid. Sectors of `wmma.load` and `wmma.store` count an element each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct BufferTraffic {
+    /// Name given at the allocation.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Bytes loaded, as active lanes asked for them.
+    pub bytes_read: u64,
+    /// Distinct bytes loaded.
+    pub distinct_read: u64,
+    /// 32-byte sectors of the loads, distinct within a warp instruction.
+    pub sectors_read: u64,
+    /// Bytes stored, atomics included.
+    pub bytes_written: u64,
+    /// Distinct bytes stored.
+    pub distinct_written: u64,
+    /// 32-byte sectors of the stores and atomics.
+    pub sectors_written: u64,
+}
+
 /// The result of a launch.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -217,6 +239,9 @@ pub struct Report {
     /// Counters by PTX line, with [`Options::profile`](crate::Options::profile).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<LineProfile>,
+    /// Traffic of every allocation touched, with [`Options::buffers`](crate::Options::buffers).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub buffers: Vec<BufferTraffic>,
 }
 
 impl Report {

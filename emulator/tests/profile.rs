@@ -74,3 +74,43 @@ fn the_command_line_profiles_and_lints() {
     );
     assert_eq!(emu(&["lint", "nothing.ptx"]).status.code(), Some(2));
 }
+
+#[test]
+fn distinct_bytes_of_every_buffer_are_counted_once() {
+    // Each of 64 threads loads its own word and the first one.
+    let body = "ld.global.u32 %r1, [%in]; mul.wide.u32 %rd1, %t, 4; add.u64 %rd1, %in, %rd1;\n\
+        ld.global.u32 %r2, [%rd1]; add.u32 %r1, %r1, %r2; st.global.u32 [%my], %r1;";
+    let options = Options { buffers: true, ..Options::default() };
+    let config = LaunchConfig { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 0 };
+    let r = run_with(&kernel("", body), options, config, &[1; 64], 64).report;
+    assert!(r.is_clean(), "{:?}", r.findings);
+    let of = |name: &str| r.buffers.iter().find(|b| b.name == name).unwrap();
+    let (input, out) = (of("in"), of("out"));
+    assert_eq!((input.bytes_read, input.distinct_read, input.sectors_read), (512, 256, 10));
+    assert_eq!((input.bytes_written, out.bytes_read), (0, 0));
+    assert_eq!((out.bytes_written, out.distinct_written, out.sectors_written), (256, 256, 8));
+}
+
+#[test]
+fn a_clone_repeats_a_launch_from_its_snapshot_and_can_stop_at_the_first_finding() {
+    // Out of bounds twice, after a store to the output.
+    let body = "st.global.u32 [%my], %t; ld.global.u32 %r1, [%in+400]; ld.global.u32 %r1, [%in+500];";
+    let module = ptx_emulator::Module::parse(&kernel("", body)).unwrap();
+    let mut device = ptx_emulator::Device::new(Options::default());
+    let input = device.alloc_init(&[0; 256], "in").unwrap();
+    let out = device.alloc_init(&[9; 256], "out").unwrap();
+    let config = LaunchConfig { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 };
+    let launch = |device: &mut ptx_emulator::Device| {
+        let args = [input, out].map(ptx_emulator::Arg::Ptr);
+        let name = module.kernels()[0].name.clone();
+        device.launch(&module, &name, config, &args).unwrap()
+    };
+    let mut snapshot = device.clone();
+    assert_eq!(launch(&mut device).findings.len(), 2);
+    let mut bytes = [0; 256];
+    snapshot.copy_from(out, &mut bytes).unwrap();
+    assert_eq!(bytes, [9; 256], "the snapshot keeps its memory");
+    snapshot.options_mut().stop_at_finding = true;
+    let stopped = launch(&mut snapshot);
+    assert_eq!((stopped.findings.len(), stopped.completed), (1, false));
+}

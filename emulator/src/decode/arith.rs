@@ -1,46 +1,13 @@
-//! Decoding of arithmetic, logic, comparison, conversion and moves.
+//! Decoding of integer arithmetic, logic and moves; the first stop of every lane-wise instruction.
 
 use super::Decoder;
+use super::compare::bool_op;
 use super::operands::{Mods, Opd};
 use crate::error::Result;
 use crate::inst::*;
 use crate::types::{Rnd, Ty};
 
-fn comparison(s: &str) -> Option<(Cmp, bool)> {
-    // The flag: `lo`, `ls`, `hi`, `hs` compare unsigned.
-    Some(match s {
-        "eq" => (Cmp::Eq, false),
-        "ne" => (Cmp::Ne, false),
-        "lt" => (Cmp::Lt, false),
-        "le" => (Cmp::Le, false),
-        "gt" => (Cmp::Gt, false),
-        "ge" => (Cmp::Ge, false),
-        "lo" => (Cmp::Lt, true),
-        "ls" => (Cmp::Le, true),
-        "hi" => (Cmp::Gt, true),
-        "hs" => (Cmp::Ge, true),
-        "equ" => (Cmp::Equ, false),
-        "neu" => (Cmp::Neu, false),
-        "ltu" => (Cmp::Ltu, false),
-        "leu" => (Cmp::Leu, false),
-        "gtu" => (Cmp::Gtu, false),
-        "geu" => (Cmp::Geu, false),
-        "num" => (Cmp::Num, false),
-        "nan" => (Cmp::Nan, false),
-        _ => return None,
-    })
-}
-
-fn bool_op(s: &str) -> Option<Bop> {
-    Some(match s {
-        "and" => Bop::And,
-        "or" => Bop::Or,
-        "xor" => Bop::Xor,
-        _ => return None,
-    })
-}
-
-fn half_of(ty: Ty) -> Option<(Hf, bool)> {
+pub(super) fn half_of(ty: Ty) -> Option<(Hf, bool)> {
     Some(match ty {
         Ty::F16 => (Hf::F16, false),
         Ty::F16x2 => (Hf::F16, true),
@@ -51,7 +18,7 @@ fn half_of(ty: Ty) -> Option<(Hf, bool)> {
 }
 
 impl<'a> Decoder<'a> {
-    fn want(&self, m: &Mods<'a>, ops: &[Opd<'a>], n: usize) -> Result<()> {
+    pub(super) fn want(&self, m: &Mods<'a>, ops: &[Opd<'a>], n: usize) -> Result<()> {
         if ops.len() == n {
             Ok(())
         } else {
@@ -59,21 +26,21 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn need_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
+    pub(super) fn need_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
         match m.ty() {
             Some(t) => Ok(t),
             None => self.bad(format!("`{}` has no type", m.full)),
         }
     }
 
-    fn alu(&mut self, alu: Alu, d: R, s: &[R]) {
+    pub(super) fn alu(&mut self, alu: Alu, d: R, s: &[R]) {
         let mut src = [R::NONE; 4];
         src[..s.len()].copy_from_slice(s);
         self.emit(Op::Alu { alu, d, s: src });
     }
 
     /// `n` sources of type `ty` after the destination, all of the same width.
-    fn same(&mut self, m: &Mods<'a>, ops: &[Opd<'a>], ty: Ty, n: usize, alu: Alu) -> Result<bool> {
+    pub(super) fn same(&mut self, m: &Mods<'a>, ops: &[Opd<'a>], ty: Ty, n: usize, alu: Alu) -> Result<bool> {
         self.want(m, ops, n + 1)?;
         let d = self.dst(&ops[0], ty.bits())?;
         let mut s = [R::NONE; 4];
@@ -84,16 +51,29 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
-    fn int_ty(&self, m: &mut Mods<'a>) -> Result<(Ty, u8, bool)> {
+    pub(super) fn int_ty(&self, m: &mut Mods<'a>) -> Result<(Ty, u8, bool)> {
         let ty = self.need_ty(m)?;
-        if ty.is_float() || ty == Ty::Pred {
+        if ty.is_float() || ty == Ty::Pred || ty.bits() == 8 {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
         }
         Ok((ty, ty.bits() as u8, ty.is_signed()))
     }
 
-    fn fm(&self, m: &mut Mods<'a>) -> Fm {
-        Fm { rnd: m.rnd().unwrap_or(Rnd::Rn), ftz: m.take("ftz"), sat: m.take("sat"), relu: m.take("relu") }
+    /// Takes the float attributes an instruction of type `ty` has; `fma` adds `.relu` for halves.
+    pub(super) fn fm(&self, m: &mut Mods<'a>, ty: Ty, fma: bool) -> Fm {
+        let (f16, bf16) = (matches!(ty, Ty::F16 | Ty::F16x2), matches!(ty, Ty::BF16 | Ty::BF16x2));
+        let rnd = if matches!(ty, Ty::F32 | Ty::F64) || bf16 && fma { m.rnd() } else { None };
+        if f16 || bf16 {
+            m.take("rn");
+        }
+        let sat = ty == Ty::F32 || f16 || ty == Ty::S32;
+        let relu = fma && (f16 || bf16) && m.take("relu");
+        Fm {
+            rnd: rnd.unwrap_or(Rnd::Rn),
+            ftz: (ty == Ty::F32 || f16) && m.take("ftz"),
+            sat: sat && !relu && m.take("sat"),
+            relu,
+        }
     }
 
     /// Decodes `m` if it is one of the instructions of this file.
@@ -104,12 +84,13 @@ impl<'a> Decoder<'a> {
             "addc" | "subc" => {
                 let out = m.take("cc");
                 let (ty, w, _) = self.int_ty(m)?;
+                self.wide_enough(m, ty)?;
                 self.carry(m, ops, ty, w, true, out)
             }
             "mul" | "mad" | "madc" | "mul24" | "mad24" => self.mul_mad(m, ops),
             "fma" => {
-                let fm = self.fm(m);
                 let ty = self.need_ty(m)?;
+                let fm = self.fm(m, ty, true);
                 match (ty, half_of(ty)) {
                     (Ty::F32, _) => self.same(m, ops, ty, 3, Alu::FFma(fm)),
                     (Ty::F64, _) => self.same(m, ops, ty, 3, Alu::DFma(fm.rnd)),
@@ -142,7 +123,9 @@ impl<'a> Decoder<'a> {
                         .position(|x| *x == s)
                 });
                 let ty = self.need_ty(m)?;
-                let Some(what) = what else { return self.unsupported(m.full, "property") };
+                let (Some(what), Ty::F32 | Ty::F64) = (what, ty) else {
+                    return self.unsupported(m.full, "property or type");
+                };
                 self.want(m, ops, 2)?;
                 let (p, _) = self.pred_pair(&ops[0])?;
                 let a = self.src(&ops[1], ty)?;
@@ -152,6 +135,7 @@ impl<'a> Decoder<'a> {
             "popc" | "clz" | "bfind" | "brev" | "cnot" | "not" => self.bits_unary(m, ops),
             "bfe" => {
                 let (ty, w, s) = self.int_ty(m)?;
+                self.wide_enough(m, ty)?;
                 self.want(m, ops, 4)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s3 = [self.src(&ops[1], ty)?, self.src(&ops[2], Ty::U32)?, self.src(&ops[3], Ty::U32)?];
@@ -160,6 +144,9 @@ impl<'a> Decoder<'a> {
             }
             "bfi" => {
                 let (ty, w, _) = self.int_ty(m)?;
+                if !matches!(ty, Ty::B32 | Ty::B64) {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 self.want(m, ops, 5)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s = [
@@ -186,6 +173,10 @@ impl<'a> Decoder<'a> {
             "and" | "or" | "xor" => self.logic(m, ops),
             "shl" | "shr" => {
                 let (ty, w, s) = self.int_ty(m)?;
+                let bits = matches!(ty, Ty::B16 | Ty::B32 | Ty::B64);
+                if m.name == "shl" && !bits {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 self.want(m, ops, 3)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s2 = [self.src(&ops[1], ty)?, self.src(&ops[2], Ty::U32)?];
@@ -194,22 +185,19 @@ impl<'a> Decoder<'a> {
             }
             "shf" => {
                 let right = m.take("r");
-                if !right {
-                    m.take("l");
-                }
+                let way = right || m.take("l");
                 let wrap = m.take("wrap");
-                m.take("clamp");
-                self.int_ty(m)?;
+                let mode = wrap || m.take("clamp");
+                if !(way && mode && m.take("b32")) {
+                    return self.unsupported(m.full, "direction, mode or type");
+                }
                 self.same(m, ops, Ty::B32, 3, if right { Alu::ShfR(wrap) } else { Alu::ShfL(wrap) })
             }
-            "lop3" => {
-                self.int_ty(m)?;
-                self.want(m, ops, 5)?;
-                let Opd::Int(lut) = ops[4] else { return self.bad("lop3 needs an immediate table") };
-                self.same(m, &ops[..4], Ty::B32, 3, Alu::Lop3(lut as u8))
-            }
+            "lop3" => self.lop3(m, ops),
             "prmt" => {
-                self.int_ty(m)?;
+                if !m.take("b32") {
+                    return self.unsupported(m.full, "type");
+                }
                 let mode =
                     m.find(|s| ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"].iter().position(|x| *x == s));
                 self.same(m, ops, Ty::B32, 3, Alu::Prmt(mode.map_or(0, |i| i as u8 + 1)))
@@ -217,13 +205,16 @@ impl<'a> Decoder<'a> {
             "szext" | "bmsk" => {
                 let wrap = m.take("wrap");
                 m.take("clamp");
-                let (_, _, s) = self.int_ty(m)?;
+                let (ty, _, s) = self.int_ty(m)?;
+                if ty.bits() != 32 || (ty == Ty::B32) != (m.name == "bmsk") {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 let alu = if m.name == "szext" { Alu::Szext(wrap, s) } else { Alu::Bmsk(wrap) };
                 self.same(m, ops, Ty::B32, 2, alu)
             }
             "setp" | "set" => self.set(m, ops),
             "selp" => {
-                let ty = self.need_ty(m)?;
+                let ty = self.plain_ty(m)?;
                 self.want(m, ops, 4)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let (a, b) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?);
@@ -232,8 +223,11 @@ impl<'a> Decoder<'a> {
                 Ok(true)
             }
             "slct" => {
-                let ftz = m.take("ftz");
-                let (ty, cty) = (self.need_ty(m)?, self.need_ty(m)?);
+                let (ty, cty) = (self.plain_ty(m)?, self.need_ty(m)?);
+                let ftz = cty == Ty::F32 && m.take("ftz");
+                if !matches!(cty, Ty::F32 | Ty::S32) {
+                    return self.unsupported(m.full, format!("type .{}", cty.name()));
+                }
                 self.want(m, ops, 4)?;
                 let w = ty.bits() as u8;
                 let d = self.dst(&ops[0], ty.bits())?;
@@ -246,8 +240,18 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn mov(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+    /// The types of mov, selp and slct: 16 to 64 bits, no halves.
+    fn plain_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
         let ty = self.need_ty(m)?;
+        match ty {
+            Ty::F32 | Ty::F64 => Ok(ty),
+            _ if !ty.is_float() && ty.bits() >= 16 => Ok(ty),
+            _ => self.unsupported(m.full, format!("type .{}", ty.name())),
+        }
+    }
+
+    fn mov(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let ty = if m.take("pred") { Ty::Pred } else { self.plain_ty(m)? };
         self.want(m, ops, 2)?;
         if ty == Ty::Pred {
             let (d, _) = self.pred_pair(&ops[0])?;
@@ -316,11 +320,15 @@ impl<'a> Decoder<'a> {
 
     fn add_sub(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let cc = m.take("cc");
-        let fm = self.fm(m);
+        if m.name == "add" && (m.take("u16x2") || m.take("s16x2")) {
+            return self.same(m, ops, Ty::B32, 2, Alu::Add16x2);
+        }
         let ty = self.need_ty(m)?;
+        let fm = self.fm(m, ty, false);
         let add = m.name == "add";
         let w = ty.bits() as u8;
         if cc {
+            self.wide_enough(m, ty)?;
             return self.carry(m, ops, ty, w, false, true);
         }
         let alu = match (ty, half_of(ty)) {
@@ -357,27 +365,15 @@ impl<'a> Decoder<'a> {
                 }
             }
         };
-        if (m.has("s16x2") || m.has("u16x2")) && add {
-            return self.unsupported(m.full, "type");
-        }
         self.same(m, ops, ty, 2, alu)
     }
 
     fn mul_mad(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let mad = m.name.starts_with("mad");
-        let (lo, hi, wide) = (m.take("lo"), m.take("hi"), m.take("wide"));
-        let cc = m.take("cc");
-        let fm = self.fm(m);
         let ty = self.need_ty(m)?;
         let n = if mad { 3 } else { 2 };
-        if m.name.ends_with("24") {
-            let s = ty.is_signed();
-            if fm.sat {
-                return self.unsupported(m.full, "saturation");
-            }
-            return self.same(m, ops, ty, n, if mad { Alu::Mad24(hi, s) } else { Alu::Mul24(hi, s) });
-        }
         if ty.is_float() {
+            let fm = self.fm(m, ty, false);
             let alu = match (ty, half_of(ty), mad) {
                 (Ty::F32, _, true) => Alu::FFma(fm),
                 (Ty::F32, _, false) => Alu::FMul(fm),
@@ -388,9 +384,24 @@ impl<'a> Decoder<'a> {
             };
             return self.same(m, ops, ty, n, alu);
         }
+        let (lo, hi) = (m.take("lo"), m.take("hi"));
         let (w, s) = (ty.bits() as u8, ty.is_signed());
+        if m.name.ends_with("24") {
+            if w != 32 {
+                return self.unsupported(m.full, format!("type .{}", ty.name()));
+            }
+            let alu = match (mad, hi) {
+                (true, true) if s && m.take("sat") => Alu::Mad24HiSat,
+                (true, _) => Alu::Mad24(hi, s),
+                (false, _) => Alu::Mul24(hi, s),
+            };
+            return self.same(m, ops, ty, n, alu);
+        }
+        let wide = m.take("wide");
+        let cc = mad && m.take("cc");
         if cc || m.name == "madc" {
             self.want(m, ops, 4)?;
+            self.wide_enough(m, ty)?;
             let d = self.dst(&ops[0], ty.bits())?;
             let (a, b, c) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?, self.src(&ops[3], ty)?);
             let inn = m.name == "madc";
@@ -416,7 +427,7 @@ impl<'a> Decoder<'a> {
             return Ok(true);
         }
         let alu = match (hi, lo, mad) {
-            (true, _, true) if fm.sat => Alu::MadHiSat,
+            (true, _, true) if ty == Ty::S32 && m.take("sat") => Alu::MadHiSat,
             (true, _, true) => Alu::MadHi(w, s),
             (true, _, false) => Alu::MulHi(w, s),
             (_, true, true) => Alu::MadLo(w),
@@ -426,113 +437,17 @@ impl<'a> Decoder<'a> {
         self.same(m, ops, ty, n, alu)
     }
 
-    fn functions(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let approx = m.take("approx") | m.take("full");
-        let rnd = m.rnd();
-        let ftz = m.take("ftz");
-        let ty = self.need_ty(m)?;
-        let fm = Fm { rnd: rnd.unwrap_or(Rnd::Rn), ftz, sat: false, relu: false };
-        let n = if m.name == "div" { 2 } else { 1 };
-        if m.name == "div" && !ty.is_float() {
-            return self.same(m, ops, ty, 2, Alu::Div(ty.bits() as u8, ty.is_signed()));
-        }
-        if let Some((f, p)) = half_of(ty) {
-            let op = match m.name {
-                "ex2" => HOp::Ex2,
-                "tanh" => HOp::Tanh,
-                _ => return self.unsupported(m.full, "type"),
-            };
-            return self.same(m, ops, ty, 1, Alu::H(op, f, p, fm));
-        }
-        let a = |x| Alu::FApprox(x, ftz);
-        let alu = match (m.name, ty, approx) {
-            ("div", Ty::F32, true) => a(Approx::Div),
-            ("div", Ty::F32, false) => Alu::FDiv(fm),
-            ("div", Ty::F64, _) => Alu::DDiv(fm.rnd),
-            ("rcp", Ty::F32, true) => a(Approx::Rcp),
-            ("rcp", Ty::F32, false) => Alu::FRcp(fm),
-            ("rcp", Ty::F64, true) => Alu::DRcpApprox,
-            ("rcp", Ty::F64, false) => Alu::DRcp(fm.rnd),
-            ("sqrt", Ty::F32, true) => a(Approx::Sqrt),
-            ("sqrt", Ty::F32, false) => Alu::FSqrt(fm),
-            ("sqrt", Ty::F64, _) => Alu::DSqrt(fm.rnd),
-            ("rsqrt", Ty::F32, _) => a(Approx::Rsqrt),
-            ("rsqrt", Ty::F64, _) => Alu::DRsqrtApprox(fm.ftz),
-            ("ex2", Ty::F32, _) => a(Approx::Ex2),
-            ("lg2", Ty::F32, _) => a(Approx::Lg2),
-            ("sin", Ty::F32, _) => a(Approx::Sin),
-            ("cos", Ty::F32, _) => a(Approx::Cos),
-            ("tanh", Ty::F32, _) => a(Approx::Tanh),
-            _ => return self.unsupported(m.full, "type"),
-        };
-        self.same(m, ops, ty, n, alu)
-    }
-
-    fn abs_neg(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let fm = self.fm(m);
-        let ty = self.need_ty(m)?;
-        let abs = m.name == "abs";
-        let alu = match (ty, half_of(ty), abs) {
-            (Ty::F32, _, true) => Alu::FAbs(fm.ftz),
-            (Ty::F32, _, false) => Alu::FNeg(fm.ftz),
-            (Ty::F64, _, true) => Alu::DAbs,
-            (Ty::F64, _, false) => Alu::DNeg,
-            (_, Some((f, p)), true) => Alu::H(HOp::Abs, f, p, fm),
-            (_, Some((f, p)), false) => Alu::H(HOp::Neg, f, p, fm),
-            (_, _, true) => Alu::Abs(ty.bits() as u8),
-            (_, _, false) => Alu::Neg(ty.bits() as u8),
-        };
-        self.same(m, ops, ty, 1, alu)
-    }
-
-    fn min_max(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let max = m.name == "max";
-        let nan = m.take("NaN");
-        let xorsign = m.take("xorsign");
-        if xorsign {
-            m.take("abs");
-        }
-        let ftz = m.take("ftz");
-        if m.take("s16x2") {
-            return self.same(m, ops, Ty::B32, 2, Alu::MinMax16x2(max, true));
-        }
-        if m.take("u16x2") {
-            return self.same(m, ops, Ty::B32, 2, Alu::MinMax16x2(max, false));
-        }
-        let ty = self.need_ty(m)?;
-        let alu = match (ty, half_of(ty)) {
-            (Ty::F32, _) if max => Alu::FMax { nan, ftz, xorsign },
-            (Ty::F32, _) => Alu::FMin { nan, ftz, xorsign },
-            (Ty::F64, _) => {
-                if max {
-                    Alu::DMax
-                } else {
-                    Alu::DMin
-                }
-            }
-            (_, Some((f, p))) => {
-                if xorsign {
-                    return self.unsupported(m.full, "xorsign on half precision");
-                }
-                let op = match (max, nan) {
-                    (false, false) => HOp::Min,
-                    (true, false) => HOp::Max,
-                    (false, true) => HOp::MinNan,
-                    (true, true) => HOp::MaxNan,
-                };
-                Alu::H(op, f, p, Fm { rnd: Rnd::Rn, ftz, sat: false, relu: false })
-            }
-            _ if max => Alu::Max(ty.bits() as u8, ty.is_signed()),
-            _ => Alu::Min(ty.bits() as u8, ty.is_signed()),
-        };
-        self.same(m, ops, ty, 2, alu)
-    }
-
     fn bits_unary(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let shiftamt = m.name == "bfind" && m.take("shiftamt");
         let ty = self.need_ty(m)?;
-        let narrow = matches!(m.name, "not" | "cnot") && ty.bits() == 16;
-        if !(matches!(ty.bits(), 32 | 64) || narrow || ty == Ty::Pred && m.name == "not") {
+        let plain = matches!(ty, Ty::B32 | Ty::B64);
+        let fits = match m.name {
+            "not" => plain || matches!(ty, Ty::B16 | Ty::Pred),
+            "cnot" => plain || ty == Ty::B16,
+            "bfind" => matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64),
+            _ => plain,
+        };
+        if !fits {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
         }
         self.want(m, ops, 2)?;
@@ -557,6 +472,49 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
+    /// Carries exist for 32 and 64 bits.
+    fn wide_enough(&self, m: &Mods<'a>, ty: Ty) -> Result<()> {
+        match ty {
+            Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 => Ok(()),
+            _ => self.unsupported(m.full, format!("type .{}", ty.name())),
+        }
+    }
+
+    /// `lop3.b32 d, a, b, c, table` and `lop3.and|or.b32 d|p, a, b, c, table, q`.
+    fn lop3(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let bop = m.find(|s| bool_op(s).filter(|b| *b != Bop::Xor));
+        if !m.take("b32") {
+            return self.unsupported(m.full, "type");
+        }
+        self.want(m, ops, if bop.is_some() { 6 } else { 5 })?;
+        let lut = match ops[4] {
+            Opd::Int(lut) if lut < 256 => lut as u8,
+            _ => return self.bad("lop3 needs an immediate table of 8 bits"),
+        };
+        let Some(bop) = bop else { return self.same(m, &ops[..4], Ty::B32, 3, Alu::Lop3(lut)) };
+        let Opd::Pair(d, p) = &ops[0] else { return self.bad("`d|p` is expected here") };
+        let (d, p) = (self.dst(&Opd::Word(d), 32)?, self.pred_dst(p)?);
+        let s =
+            [self.src(&ops[1], Ty::B32)?, self.src(&ops[2], Ty::B32)?, self.src(&ops[3], Ty::B32)?, R::NONE];
+        let (q, qneg) = self.pred(&ops[5])?;
+        self.emit(Op::Alu { alu: Alu::Lop3(lut), d, s });
+        // The predicate is about what has just been written.
+        let zero = self.constant(0, false);
+        self.emit(Op::Setp {
+            cmp: Cmp::Ne,
+            ty: Ty::B32,
+            ftz: false,
+            p,
+            q: NO_P,
+            a: d,
+            b: zero,
+            bop,
+            c: q,
+            cneg: qneg,
+        });
+        Ok(true)
+    }
+
     fn logic(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let ty = self.need_ty(m)?;
         self.want(m, ops, 3)?;
@@ -568,120 +526,14 @@ impl<'a> Decoder<'a> {
             self.emit(Op::PLogic { bop, d, a, aneg, b, bneg });
             return Ok(true);
         }
+        if !matches!(ty, Ty::B16 | Ty::B32 | Ty::B64) {
+            return self.unsupported(m.full, format!("type .{}", ty.name()));
+        }
         let alu = match m.name {
             "and" => Alu::And(w),
             "or" => Alu::Or(w),
             _ => Alu::Xor(w),
         };
         self.same(m, ops, ty, 2, alu)
-    }
-
-    fn set(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let Some((cmp, unsigned)) = m.find(comparison) else { return self.unsupported(m.full, "comparison") };
-        let bop = m.find(bool_op);
-        let ftz = m.take("ftz");
-        let dty = if m.name == "set" { Some(self.need_ty(m)?) } else { None };
-        let mut ty = self.need_ty(m)?;
-        if unsigned {
-            ty = match ty.bits() {
-                16 => Ty::U16,
-                32 => Ty::U32,
-                _ => Ty::U64,
-            };
-        }
-        self.want(m, ops, 3 + usize::from(bop.is_some()))?;
-        let (c, cneg) = match bop {
-            Some(_) => self.pred(&ops[3])?,
-            None => (P_TRUE, false),
-        };
-        let bop = bop.unwrap_or(Bop::And);
-        let (a, b) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?);
-        if let Some(dty) = dty {
-            if half_of(ty).is_some_and(|(_, p)| p) {
-                return self.unsupported(m.full, "packed set");
-            }
-            let d = self.dst(&ops[0], dty.bits())?;
-            self.emit(Op::Set { cmp, dty, ty, ftz, d, a, b, bop, c, cneg });
-            return Ok(true);
-        }
-        let (p, q) = self.pred_pair(&ops[0])?;
-        if ftz && half_of(ty).is_some() {
-            return self.unsupported(m.full, "`.ftz` comparison of half precision");
-        }
-        match half_of(ty) {
-            Some((fmt, true)) => {
-                self.emit(Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg });
-            }
-            _ => {
-                self.emit(Op::Setp { cmp, ty, ftz, p, q, a, b, bop, c, cneg });
-            }
-        }
-        Ok(true)
-    }
-
-    fn cvt(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let int_rnd = m.find(|s| {
-            Some(match s {
-                "rni" => Rnd::Rn,
-                "rzi" => Rnd::Rz,
-                "rmi" => Rnd::Rm,
-                "rpi" => Rnd::Rp,
-                _ => return None,
-            })
-        });
-        let rnd = m.rnd();
-        let finite = m.take("satfinite");
-        let fm =
-            Fm { rnd: rnd.unwrap_or(Rnd::Rn), ftz: m.take("ftz"), sat: m.take("sat"), relu: m.take("relu") };
-        let (to, from) = (self.need_ty(m)?, self.need_ty(m)?);
-        let packed = matches!(to, Ty::F16x2 | Ty::BF16x2 | Ty::E4M3x2 | Ty::E5M2x2) && from == Ty::F32;
-        if packed {
-            self.want(m, ops, 3)?;
-            let d = self.dst(&ops[0], to.bits())?;
-            let s = [self.src(&ops[1], from)?, self.src(&ops[2], from)?];
-            let alu = match to {
-                Ty::F16x2 => Alu::CvtPack(Hf::F16, fm),
-                Ty::BF16x2 => Alu::CvtPack(Hf::BF16, fm),
-                _ if !finite => return self.unsupported(m.full, "fp8 without .satfinite"),
-                _ => Alu::CvtPackFp8(to == Ty::E4M3x2, fm.relu),
-            };
-            if finite && to.bits() == 32 {
-                return self.unsupported(m.full, "modifier `.satfinite`");
-            }
-            self.alu(alu, d, &s);
-            return Ok(true);
-        }
-        let pair = |t: Ty| matches!(t, Ty::F16x2 | Ty::BF16x2 | Ty::E4M3x2 | Ty::E5M2x2);
-        let unpack = matches!(from, Ty::E4M3x2 | Ty::E5M2x2) && to == Ty::F16x2;
-        if (pair(to) || pair(from)) && !unpack
-            || to == Ty::Pred
-            || from == Ty::Pred
-            || from == Ty::Tf32
-            || finite
-        {
-            return self.unsupported(m.full, "conversion");
-        }
-        self.want(m, ops, 2)?;
-        let integral = int_rnd.is_some() && to.is_float() && from.is_float();
-        let (d, dbits) = self.dst_wide(&ops[0], to.bits())?;
-        let a = self.src_wide(&ops[1], from)?;
-        // Float to a wider float needs no mode; to an integer the default is towards zero.
-        let default = if to.is_float() { Rnd::Rn } else { Rnd::Rz };
-        let rnd = int_rnd.or(rnd).unwrap_or(default);
-        self.alu(
-            Alu::Cvt(Cvt {
-                to,
-                from,
-                rnd,
-                integral,
-                ftz: fm.ftz,
-                sat: fm.sat,
-                relu: fm.relu,
-                dbits: dbits as u8,
-            }),
-            d,
-            &[a],
-        );
-        Ok(true)
     }
 }

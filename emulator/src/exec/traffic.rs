@@ -9,6 +9,10 @@ use crate::types::Space;
 impl Machine<'_> {
     /// Counts sectors or bank conflicts of an access.
     pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
+        self.note_buffers(cta, wi, s, total, write);
+        if self.hooks.is_some() {
+            self.watch_memory(cta, wi, s.space, s.ok, total, write);
+        }
         if !self.count || s.ok == 0 {
             return;
         }
@@ -50,7 +54,7 @@ impl Machine<'_> {
 }
 
 /// Distinct 32-byte sectors.
-fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+pub(super) fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
     let t = total as u64;
     if mask == u32::MAX && (1..32).all(|i| addr[i] == addr[i - 1].wrapping_add(t)) {
         return (addr[31] + t - 1) / 32 - addr[0] / 32 + 1;
