@@ -17,7 +17,7 @@ use kernels_gpu::layout::{BLOCKS_PER_GROUP, QUANT_GROUP, blocks, full_groups};
 use psa::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use psa::cpu::Cpu;
 use psa::pool::Pool;
-use psa::{Mirror, Rows};
+use psa::{Mirror, MirrorFormat, Rows};
 use psa_benches::{kv_bytes, layer_8b, queries, traces};
 use psa_tests::{Tensor, Workload};
 use std::time::Duration;

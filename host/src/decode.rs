@@ -5,8 +5,8 @@
 //! serve any number of steps of the same batch. Lengths are read when a layer is attended to.
 
 use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
-use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
 use crate::certificate::round_up;
+use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, blocks};
 
 /// What became of the plan of one (sequence, layer, KV head).
@@ -119,8 +119,9 @@ impl DecodePlan {
         if matches!(policy, Policy::Certified { .. }) && !cache.config().check_finite {
             return Err(Error::Policy {
                 text: policy.to_string(),
-                reason: "a NaN or an infinity in a key has no bound; create the cache with check_finite = true"
-                    .into(),
+                reason:
+                    "a NaN or an infinity in a key has no bound; create the cache with check_finite = true"
+                        .into(),
             });
         }
         let shape = cache.shape();
@@ -282,8 +283,7 @@ impl DecodePlan {
     pub fn report(&self) -> Report {
         let Shape { kv_heads, .. } = self.shape;
         let group = self.shape.group();
-        let certified =
-            matches!(self.policy, Policy::Certified { .. }) && !self.policy.reads_everything();
+        let certified = matches!(self.policy, Policy::Certified { .. }) && !self.policy.reads_everything();
         let mut heads = vec![];
         for (layer, state) in self.layers.iter().enumerate().filter(|(_, s)| s.done) {
             for (entry, &sequence) in self.sequences.iter().enumerate() {

@@ -156,7 +156,9 @@ pub enum Error {
         device: String,
     },
     /// The device has no kernels for the cache or the plan.
-    #[error("{what} does not run on {device}; it has {supported}. The cpu and reference devices run everything")]
+    #[error(
+        "{what} does not run on {device}; it has {supported}. The cpu and reference devices run everything"
+    )]
     Unsupported {
         /// What was asked for.
         what: String,

@@ -4,8 +4,8 @@
 //! `progressive:0.95`, `certified:0.05`, `quest:0.4`, `mean:0.4`, `cuboid:0.4`, `oracle:0.95`. Budgets with a
 //! decimal point are fractions of the blocks, whole numbers are blocks.
 
-use crate::{Error, Mirror};
 use crate::certificate::round_up;
+use crate::{Error, Mirror};
 use kernels_gpu::numeric::fixed_target;
 use std::fmt;
 use std::str::FromStr;
@@ -172,10 +172,9 @@ impl Policy {
     /// The most blocks that a sequence of `blocks` blocks may read.
     pub(crate) fn budget(self, blocks: usize) -> u32 {
         match self {
-            Policy::TopK(budget)
-            | Policy::Quest(budget)
-            | Policy::Mean(budget)
-            | Policy::Cuboid(budget) => budget.of(blocks),
+            Policy::TopK(budget) | Policy::Quest(budget) | Policy::Mean(budget) | Policy::Cuboid(budget) => {
+                budget.of(blocks)
+            }
             _ => u32::MAX,
         }
     }

@@ -149,10 +149,7 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
             &["Cargo.json", "beside"],
         ),
         (&["eval", "--traces", BUNDLED, "--case", "case9"], &["\"case9\"", "case0, case1"]),
-        (
-            &["eval", "--traces", BUNDLED, "--policy", "certified:1"],
-            &["certified:1", "below 1"],
-        ),
+        (&["eval", "--traces", BUNDLED, "--policy", "certified:1"], &["certified:1", "below 1"]),
         (
             &["eval", "--traces", BUNDLED, "--policy", "certified:0.1", "--mirror", "mean", "--queries", "1"],
             &["certified:0.1", "mean mirror", "bounds scores"],

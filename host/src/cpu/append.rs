@@ -5,13 +5,13 @@
 use super::by_format;
 use super::isa::{Isa, per_isa};
 use super::lanes::Lanes;
+use crate::Mirror;
 use crate::backend::AppendStep;
 use crate::element::Format;
-use crate::pool::Tables;
-use crate::store::{HeadView, HostStore};
-use crate::Mirror;
 use crate::estimator::planes::range;
 use crate::estimator::{Estimator, Keys};
+use crate::pool::Tables;
+use crate::store::{HeadView, HostStore};
 use half::f16;
 use kernels_gpu::layout::{BLOCK, box_offset, plane_row_bytes, step_offset};
 use kernels_gpu::numeric::quantise;

@@ -23,11 +23,11 @@ use crate::element::widen;
 use crate::estimator::{Estimator, estimator};
 use crate::pool::{TableChange, Tables};
 use crate::reference::plan::Limits;
-use plan::Goal;
 use crate::reference::truth;
 use crate::store::{HeadView, HostStore};
 use kernels_gpu::layout::MAX_GROUP;
 use kernels_gpu::numeric::LOG2_E;
+use plan::Goal;
 use rayon::prelude::*;
 
 /// The CPU backend.

@@ -14,7 +14,7 @@ use super::{Queries, by_format};
 use crate::Mirror;
 use crate::element::{F16, Format};
 use crate::estimator::planes::{bound, coarse_score, nested_bound, spread};
-use crate::estimator::{Bound, DOUBT, Estimator, upper};
+use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, upper};
 use crate::reference::score::{matters, open_rounding, threshold};
 use crate::store::HeadView;
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, box_offset, plane_row_bytes, step_offset};
@@ -135,7 +135,8 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
             let mut rounding = bounds.iter().fold(0.0f32, |m, b| if b.rounding > m { b.rounding } else { m });
             for block in view.described_blocks()..view.blocks() {
                 for key in view.block_keys(block).as_chunks::<D>().0 {
-                    rounding = open_rounding(rounding, key.iter().map(|&k| F::widen(k)).zip(query.iter().copied()));
+                    rounding =
+                        open_rounding(rounding, key.iter().map(|&k| F::widen(k)).zip(query.iter().copied()));
                 }
             }
             let row = &scores.log_mass[g * width..][..view.blocks()];
@@ -143,7 +144,7 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
                 let slack = match bounds.get(block / per_page) {
                     Some(bound) if fine[block] => bound.fine_slack,
                     Some(bound) => bound.slack,
-                    None => rounding,
+                    None => rounding + FUNCTIONS,
                 };
                 *to = upper(mass, slack);
             }

@@ -60,8 +60,9 @@ impl Estimator for Boxes {
                 let (a, b) = (element(self.dtype, bounds, c).abs(), element(self.dtype, bounds, d + c).abs());
                 size += q.abs() * if a > b { a } else { b };
             }
-            // NaN included.
-            if !(size < SANE) {
+            // False for NaN.
+            let sane = size < SANE;
+            if !sane {
                 return Bound::NONE;
             }
             largest = if size > largest { size } else { largest };

@@ -176,3 +176,6 @@ fn narrow(dtype: Dtype, x: f32) -> [u8; 2] {
 fn element(dtype: Dtype, bytes: &[u8], i: usize) -> f32 {
     widen(dtype, u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))
 }
+
+#[cfg(test)]
+mod tests;

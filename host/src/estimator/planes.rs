@@ -235,7 +235,8 @@ fn slack(zeros: &[f32], steps: &[f32], query: &[f32], top: f32, open: f32) -> (f
     let subnormal = (top + 1.0) / 16_777_216.0;
     let (mut errors, mut sizes, mut peaks) = ([0.0f32; 32], [0.0f32; 32], [0.0f32; 32]);
     let mut saturated = [false; 32];
-    for ((zeros, steps), query) in zeros.chunks_exact(32).zip(steps.chunks_exact(32)).zip(query.chunks_exact(32))
+    for ((zeros, steps), query) in
+        zeros.chunks_exact(32).zip(steps.chunks_exact(32)).zip(query.chunks_exact(32))
     {
         for l in 0..32 {
             let (zero, step, q) = (zeros[l].abs(), steps[l], query[l].abs());
@@ -244,13 +245,15 @@ fn slack(zeros: &[f32], steps: &[f32], query: &[f32], top: f32, open: f32) -> (f
             sizes[l] += q * (zero + step * top + error);
             let w = q * step;
             peaks[l] = if w > peaks[l] { w } else { peaks[l] };
-            // NaN included.
-            saturated[l] |= !(zero < F16_TOP && step < F16_TOP && step >= 0.0);
+            // True for NaN.
+            saturated[l] |= !(zero < F16_TOP && (0.0..F16_TOP).contains(&step));
         }
     }
     let peak = peaks.iter().fold(0.0f32, |peak, &w| if w > peak { w } else { peak });
     let size = tree_sum(sizes);
-    if saturated.iter().any(|&s| s) || !(size < SANE) {
+    // False for NaN.
+    let sane = size < SANE;
+    if !sane || saturated.contains(&true) {
         return (f32::INFINITY, f32::INFINITY);
     }
     let weights = 0.5 * Unit::of_peak(peak).unit * zeros.len() as f32 * top;

@@ -321,8 +321,7 @@ impl<'a> Run<'a> {
             .zip(out.chunks_exact(d))
             .map(|(row, out)| relative_error(out, &case.out[row * d..][..d]))
             .collect();
-        let missed_bound: Vec<f64> =
-            head.missed_bound.iter().flatten().map(|&bound| bound as f64).collect();
+        let missed_bound: Vec<f64> = head.missed_bound.iter().flatten().map(|&bound| bound as f64).collect();
         let lse_error = rows.zip(&lse).map(|(row, lse)| (*lse as f64 - case.lse[row] as f64).abs()).collect();
         Ok(Step {
             query: i,
@@ -360,7 +359,11 @@ fn output_bounds(case: &Case, query: usize, missed: &[f64]) -> Vec<f64> {
     let range = low.iter().zip(&high).map(|(low, high)| (high - low).powi(2)).sum::<f64>().sqrt();
     let dense = |g: usize| &case.out[(g * case.queries + query) * d..][..d];
     let norm = |o: &[f32]| o.iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt();
-    missed.iter().enumerate().map(|(g, missed)| missed * range / norm(dense(g)).max(f64::MIN_POSITIVE)).collect()
+    missed
+        .iter()
+        .enumerate()
+        .map(|(g, missed)| missed * range / norm(dense(g)).max(f64::MIN_POSITIVE))
+        .collect()
 }
 
 /// Checks that `selection` is `read` different blocks below `blocks`.

@@ -14,8 +14,8 @@ pub mod truth;
 pub(crate) mod tests;
 
 use crate::Error;
-use crate::certificate::round_up;
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::certificate::round_up;
 use crate::element::widen;
 use crate::estimator::{Estimator, estimator};
 use crate::pool::{TableChange, Tables};

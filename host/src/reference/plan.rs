@@ -242,8 +242,7 @@ mod tests {
     #[test]
     fn a_certain_plan_weighs_estimates_against_the_bound_of_the_rest() {
         let estimate = log_mass();
-        let bound: Vec<Vec<f32>> =
-            estimate.iter().map(|row| row.iter().map(|x| x + 3.0).collect()).collect();
+        let bound: Vec<Vec<f32>> = estimate.iter().map(|row| row.iter().map(|x| x + 3.0).collect()).collect();
         let target = kernels_gpu::numeric::fixed_target(0.9);
         let p = plan(&bound, LIMITS, Goal::Certain(target, &estimate), u32::MAX);
         let holds = |n: usize| {

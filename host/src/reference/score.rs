@@ -5,7 +5,7 @@
 //! [`DOUBT`] standard deviations (or, where a bound is asked for, by its bound), exceeds [`NEGLIGIBLE`] of the
 //! head's total.
 
-use crate::estimator::{Bound, DOUBT, Estimator, NEGLIGIBLE, ROUNDING, block_mass, upper};
+use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, NEGLIGIBLE, ROUNDING, block_mass, upper};
 use crate::store::HeadView;
 use kernels_gpu::layout::BLOCK;
 use kernels_gpu::numeric::{LOG2_E, MASS_BITS, finite_score, fixed_mass, fma, log2};
@@ -111,7 +111,7 @@ fn bounds_of_head(
         Some(bound) if fine[block] => upper(mass, bound.fine_slack),
         Some(bound) => upper(mass, bound.slack),
         // The open group is scored from its keys, and always read.
-        None => upper(mass, rounding),
+        None => upper(mass, rounding + FUNCTIONS),
     });
     (bound.collect(), rounding)
 }
@@ -134,7 +134,9 @@ mod tests {
     use crate::estimator::planes::halves;
     use crate::reference::tests::{Filled, random_q};
     use crate::{Dtype, Mirror};
-    use kernels_gpu::layout::{BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, code_shift, plane_offset, plane_row_bytes, step_offset};
+    use kernels_gpu::layout::{
+        BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, code_shift, plane_offset, plane_row_bytes, step_offset,
+    };
 
     fn score_head(filled: &Filled, q: &[f32], scale: f32) -> Vec<f32> {
         score(&filled.view(), &*filled.estimator, q, scale, false).log_mass.remove(0)

@@ -1,8 +1,8 @@
 //! Small caches of random data, for the tests of the stages.
 
 use super::append;
-use crate::estimator::{Estimator, estimator};
 use crate::backend::AppendStep;
+use crate::estimator::{Estimator, estimator};
 use crate::pool::{Pool, TableExtents};
 use crate::store::{HeadView, HostStore};
 use crate::{Dtype, Mirror, MirrorFormat, Rows, Shape};

@@ -59,9 +59,8 @@ pub fn true_masses(view: &HeadView<'_>, q: &[f32], scale: f32) -> Vec<Vec<f64>> 
 pub fn plan(view: &HeadView<'_>, q: &[f32], scale: f32, limits: Limits, mass: f32) -> Plan {
     let masses = true_masses(view, q, scale);
     let blocks = view.blocks();
-    let rank: Vec<f64> = (0..limits.units())
-        .map(|u| masses.iter().flat_map(|row| &row[limits.blocks_of(u)]).sum())
-        .collect();
+    let rank: Vec<f64> =
+        (0..limits.units()).map(|u| masses.iter().flat_map(|row| &row[limits.blocks_of(u)]).sum()).collect();
     let mut units: Vec<usize> = (0..limits.units()).collect();
     units.sort_by(|&a, &b| {
         let key = |u: usize| (limits.forced_unit(u), if limits.forced_unit(u) { 0.0 } else { rank[u] });
