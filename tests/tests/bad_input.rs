@@ -387,7 +387,8 @@ fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
     for text in ["", "0", "3", "16", "4+4", "Box", "2 "] {
         let error = text.parse::<Mirror>().unwrap_err().to_string();
         assert!(
-            error.contains(&format!("mirror {text:?}")) && error.contains("use 1, 2, 4, 8 (bits), 2+2 (nested), box"),
+            error.contains(&format!("mirror {text:?}"))
+                && error.contains("use 1, 2, 4, 8 (bits), 2+2 (nested), box"),
             "{error}"
         );
     }
