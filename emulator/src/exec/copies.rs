@@ -109,6 +109,7 @@ impl Machine<'_> {
                 group: w.committed[lane],
                 bar: None,
                 pc,
+                time: 0,
             });
         }
     }
@@ -207,7 +208,10 @@ impl Machine<'_> {
                 }
             }
             if check_race {
-                race::landed(&mut records[race::within(dst, total)], now);
+                race::landed(
+                    &mut records[race::within(dst, total)],
+                    if p.bar.is_some() { p.time } else { now },
+                );
             }
             if check_init {
                 shared_known.set(dst, total);

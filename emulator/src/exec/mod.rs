@@ -80,6 +80,8 @@ struct Pending {
     bar: Option<u32>,
     /// Its instruction.
     pc: u32,
+    /// Time of the arrival there: who waits for the phase is ordered behind it.
+    time: u32,
 }
 
 struct Warp {
