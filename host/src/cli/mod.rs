@@ -10,6 +10,7 @@ mod eval;
 mod info;
 mod options;
 mod progress;
+mod record;
 pub mod table;
 
 use std::process::ExitCode;
@@ -53,6 +54,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Replay every query of a psa-traces-v1 file with any policies; one record a case and policy
     Eval(eval::EvalArgs),
+    /// Make a psa-traces-v1 file from a q/k/v dump, a generator, or a shorter recording
+    Record(record::RecordArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Record(args) => record::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };

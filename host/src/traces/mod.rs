@@ -8,8 +8,12 @@
 //! Trap: query `i` is not the last token of the file; it stands at position `context - queries + i`
 //! and sees keys `0..=` that position ([`Case::visible`]).
 
+mod answer;
+mod dump;
 mod error;
+mod extend;
 mod read;
+mod synthetic;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +22,10 @@ use half::{bf16, f16};
 
 use crate::Rows;
 
+pub use dump::{DumpOptions, Layout, from_dump};
 pub use error::TraceError;
+pub use extend::extend;
+pub use synthetic::{Geometry, Kind, synthetic};
 pub use write::write;
 
 /// Name of the format, as it stands in the JSON.
