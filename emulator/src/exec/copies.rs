@@ -8,6 +8,7 @@ use super::order::Me;
 use super::race::{self, Bring, How};
 use super::{Cta, Machine, Pending};
 use crate::inst::{NO_P, P, R};
+use crate::limits::within;
 use crate::types::Space;
 
 impl Machine<'_> {
@@ -89,6 +90,15 @@ impl Machine<'_> {
             good = (to.ok & !reads) | from.ok;
         }
         let w = &mut cta.warps[wi];
+        let (line, most) = (self.line(pc), self.l.options.limits.copies);
+        let fits = within("copies", (w.pending.len() + 32) as u64, most, || {
+            format!("PTX line {line}: copies of a warp in flight (cp.async without a wait)")
+        });
+        if let Err(e) = fits {
+            self.fatal.get_or_insert(e);
+            self.stop = true;
+            return;
+        }
         for lane in lanes(good) {
             w.pending.push(Pending {
                 lane: lane as u8,
@@ -132,6 +142,9 @@ impl Machine<'_> {
                     out.offset[lane] = (a - self.l.mem.allocs[i].base) as usize;
                 }
                 out.ok |= one;
+                let mut claimed = Spots { ok: one, ..out };
+                self.claim(&mut claimed, n, false);
+                out.ok = out.ok & !one | claimed.ok;
             } else {
                 self.spots(cta, wi, pc, one, Space::Global, total, false);
             }
@@ -174,8 +187,10 @@ impl Machine<'_> {
                 }
                 let a = &mem.allocs[last];
                 let at = (p.src - a.base) as usize;
-                if let Some(from) = a.data.get(at..at + n) {
-                    to[..n].copy_from_slice(from);
+                if at + n <= a.data.len() {
+                    // SAFETY: claimed for reading when the copy was issued, where threads run beside
+                    // each other.
+                    to[..n].copy_from_slice(unsafe { a.data.slice(at, n) });
                 }
             }
             if check_race {

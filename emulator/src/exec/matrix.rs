@@ -72,7 +72,7 @@ impl Machine<'_> {
         let prog = self.l.prog;
         let list = &prog.pool[regs as usize..regs as usize + n];
         let s = self.spots(cta, wi, pc, rows, Space::Shared, 16, !load);
-        if self.l.hooks.is_some() {
+        if self.hooks.is_some() {
             self.watch_memory(cta, wi, Space::Shared, s.ok, 16, !load);
         }
         if self.count {

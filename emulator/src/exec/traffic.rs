@@ -10,7 +10,7 @@ impl Machine<'_> {
     /// Counts sectors or bank conflicts of an access.
     pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
         self.note_buffers(cta, wi, s, total, write);
-        if self.l.hooks.is_some() {
+        if self.hooks.is_some() {
             self.watch_memory(cta, wi, s.space, s.ok, total, write);
         }
         if !self.count || s.ok == 0 {
