@@ -108,6 +108,37 @@ impl Case {
         self.context - self.queries + i + 1
     }
 
+    /// The case with the queries `range` alone, which see what they saw.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Case {
+        fn of_heads<T: Copy>(x: &[T], case: &Case, range: &std::ops::Range<usize>, width: usize) -> Vec<T> {
+            x.chunks_exact(case.queries * width)
+                .flat_map(|head| &head[range.start * width..range.end * width])
+                .copied()
+                .collect()
+        }
+        let d = self.head_dim;
+        let context = self.visible(range.start) + range.len() - 1;
+        let first = |x: &Elements| match x {
+            Elements::F16(x) => Elements::F16(x[..context * d].to_vec()),
+            Elements::Bf16(x) => Elements::Bf16(x[..context * d].to_vec()),
+        };
+        Case {
+            queries: range.len(),
+            context,
+            q: match &self.q {
+                Elements::F16(q) => Elements::F16(of_heads(q, self, &range, d)),
+                Elements::Bf16(q) => Elements::Bf16(of_heads(q, self, &range, d)),
+            },
+            k: first(&self.k),
+            v: first(&self.v),
+            out: of_heads(&self.out, self, &range, d),
+            lse: of_heads(&self.lse, self, &range, 1),
+            name: self.name.clone(),
+            label: self.label.clone(),
+            ..*self
+        }
+    }
+
     /// Query `i` of every head: `[group, head_dim]`.
     pub fn query(&self, i: usize) -> Elements {
         fn gather<T: Copy>(case: &Case, i: usize, q: &[T]) -> Vec<T> {
