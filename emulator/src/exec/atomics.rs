@@ -4,6 +4,7 @@ use super::lanes::lanes;
 use super::mem::{read_le, write_le};
 use super::order::Me;
 use super::race::{self, Bring, How};
+use super::traffic::repeated;
 use super::{Cta, Machine};
 use crate::inst::*;
 use crate::num::eval;
@@ -89,6 +90,9 @@ impl Machine<'_> {
         }
         self.count_access(cta, wi, &s, bytes, true);
         self.n.atomics += u64::from(s.ok.count_ones());
+        if self.profiling {
+            self.n.atomic_conflicts += repeated(&cta.warps[wi].addr, s.ok);
+        }
         if self.check_race {
             self.strong_global(cta, wi, &s, &m, true, true);
             let how = How::of(&m);

@@ -19,6 +19,7 @@ mod lanes;
 mod matrix;
 mod mbarrier;
 mod mem;
+mod mma;
 mod order;
 mod paged;
 mod parallel;
@@ -32,12 +33,13 @@ mod warp;
 mod watch;
 mod wmma;
 
+use crate::counters::Counters;
 use crate::device::Options;
 use crate::error::Error;
 use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
-use crate::report::{BufferTraffic, Counters, Finding};
+use crate::report::{BufferTraffic, Finding};
 use lanes::Bank;
 use std::collections::HashMap;
 
