@@ -18,7 +18,7 @@ use super::table::{error, mass, percent};
 use super::{CliError, Progress, Table, Verdict, probe};
 
 /// Who competes unless said otherwise.
-const CONTENDERS: &str = "quest,top-k@2,top-p@2,progressive@2,progressive@4,oracle";
+const CONTENDERS: &str = "quest,mean,top-k@2+2,top-p@2+2,progressive@2+2,progressive@2,certified@8,oracle";
 
 /// Options of `psa match`.
 #[derive(Args)]
@@ -27,7 +27,7 @@ const CONTENDERS: &str = "quest,top-k@2,top-p@2,progressive@2,progressive@4,orac
     --quality error_mean=0.02 --policy quest,progressive@4,oracle --json\n  psa match --traces T --quality missed_p99=0.05 \
     --split none --out match.svg\n\n\
     Figures of quality: missed_mean, missed_p99, missed_max, error_mean, error_p99, error_max; shares of 1.\n\
-    Contenders: quest, top-k, top-p, progressive, oracle; those that rank by a mirror may name it, as top-k@4.\n\n\
+    Contenders: quest, mean, cuboid, oracle, and with a mirror after @ (2 without): top-k, top-p, progressive,\n    certified. --unit and --quant-group hold for all, --mirror for none.\n\n\
     Exit code 1 where a contender cannot reach the quality even reading everything."
 )]
 pub struct MatchArgs {
@@ -91,6 +91,11 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
     let traces = Traces::load(&args.traces)?;
     let selected = traces.select(args.replay.case.as_deref())?;
     // The last queries, as in `psa eval`.
+    let contenders: Vec<Contender> = args
+        .policy
+        .iter()
+        .map(|&c| Contender { quant_group: args.replay.quant_group, unit: args.replay.unit, ..c })
+        .collect();
     let cases: Vec<Case> = selected
         .iter()
         .map(|case| {
@@ -111,7 +116,7 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
     let options =
         ReplayOptions { device: device.clone(), forced: args.replay.forced(), queries: None, keep: false };
 
-    let mut results: Vec<Option<Folds>> = args.policy.iter().map(|_| Some(Folds::default())).collect();
+    let mut results: Vec<Option<Folds>> = contenders.iter().map(|_| Some(Folds::default())).collect();
     let mut dense: Vec<Replay> = Vec::new();
     for (fold, [tuning, comparing]) in folds.iter().enumerate() {
         let say = |text: &str| progress.say(&format!("split {} of {}: {text}", fold + 1, folds.len()));
@@ -119,7 +124,7 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
         let truths = truths(tuning, traces.scale)?;
         let field = field(tuning, &truths, traces.scale, &options);
         let tuned =
-            tune(&field, &args.policy, &[args.quality], &|round| say(&format!("tuning, round {round}")))?;
+            tune(&field, &contenders, &[args.quality], &|round| say(&format!("tuning, round {round}")))?;
         let tuned = tuned.into_iter().next().unwrap_or_default();
         let entrants: Vec<Option<Entrant>> = tuned.iter().map(|t| t.as_ref().map(|t| t.entrant)).collect();
         say("comparing");
@@ -145,12 +150,12 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
     let mut outcomes = Vec::new();
     let mut failed = Vec::new();
     let mut by_case: Vec<Vec<(String, f64)>> = Vec::new();
-    for (&contender, result) in args.policy.iter().zip(results) {
+    for (&contender, result) in contenders.iter().zip(results) {
         let Some(Folds { tuned, replays }) = result else {
             failed.push(contender);
             continue;
         };
-        let entrant = Entrant::new(tuned[0].0, contender.mirror);
+        let entrant = Entrant { policy: tuned[0].0, ..contender.at(1) };
         by_case.push(
             replays.iter().map(|r| (r.case.clone(), Record::of_case(entrant, name, r).kv_fraction)).collect(),
         );

@@ -12,9 +12,9 @@ use crate::cli::figure::Curve;
 
 /// The policies that are tuned: Quest, and top-k and one-shot top-p by the mirror of 2 bits.
 pub const CONTENDERS: [Contender; 3] = [
-    Contender { family: Family::Quest, mirror: Mirror::Box },
-    Contender { family: Family::TopK, mirror: Mirror::Bits2 },
-    Contender { family: Family::TopP, mirror: Mirror::Bits2 },
+    Contender::new(Family::Quest, Mirror::Box),
+    Contender::new(Family::TopK, Mirror::Bits2),
+    Contender::new(Family::TopP, Mirror::Bits2),
 ];
 
 fn name(contender: Contender) -> String {

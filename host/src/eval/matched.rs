@@ -10,6 +10,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use kernels_gpu::layout;
+
 use super::{Entrant, EvalError, Record, Replay, ReplayOptions, Truth, evaluate};
 use crate::traces::Case;
 use crate::{Budget, Mirror, Policy};
@@ -149,15 +151,21 @@ pub enum Family {
     TopK,
     TopP,
     Progressive,
+    Certified,
+    Mean,
+    Cuboid,
     Oracle,
 }
 
 impl Family {
-    const NAMES: [(&'static str, Family); 5] = [
+    const NAMES: [(&'static str, Family); 8] = [
         ("quest", Family::Quest),
         ("top-k", Family::TopK),
         ("top-p", Family::TopP),
         ("progressive", Family::Progressive),
+        ("certified", Family::Certified),
+        ("mean", Family::Mean),
+        ("cuboid", Family::Cuboid),
         ("oracle", Family::Oracle),
     ];
 }
@@ -167,11 +175,20 @@ impl Family {
 pub struct Contender {
     /// The policy.
     pub family: Family,
-    /// The mirror; boxes for Quest.
+    /// The mirror; that of the policy for Quest, mean and cuboid.
     pub mirror: Mirror,
+    /// Tokens of a quantisation group.
+    pub quant_group: usize,
+    /// Tokens that are selected together.
+    pub unit: usize,
 }
 
 impl Contender {
+    /// With groups of 64 and units of 16 tokens.
+    pub const fn new(family: Family, mirror: Mirror) -> Contender {
+        Contender { family, mirror, quant_group: layout::QUANT_GROUP, unit: layout::BLOCK }
+    }
+
     /// The policy at step `1 ..= STEPS` of its parameter. The last step reads everything. Fractions grow
     /// evenly; masses approach 1 by a factor of 2 in what is left every 24 steps.
     pub fn at(self, step: u32) -> Entrant {
@@ -183,15 +200,20 @@ impl Contender {
             Family::TopK => Policy::TopK(fraction),
             Family::TopP => Policy::TopP { mass },
             Family::Progressive => Policy::Progressive { mass },
+            Family::Certified => Policy::Certified { missed: left as f32 },
+            Family::Mean => Policy::Mean(fraction),
+            Family::Cuboid => Policy::Cuboid(fraction),
             Family::Oracle => Policy::Oracle { mass },
         };
-        Entrant::new(policy, self.mirror)
+        Entrant { quant_group: self.quant_group, unit: self.unit, ..Entrant::new(policy, self.mirror) }
     }
 
     /// Steps for a curve.
     pub fn sweep(self) -> &'static [u32] {
         match self.family {
-            Family::Quest | Family::TopK => &[13, 26, 51, 77, 102, 128, 154, 179, 205, 230],
+            Family::Quest | Family::TopK | Family::Mean | Family::Cuboid => {
+                &[13, 26, 51, 77, 102, 128, 154, 179, 205, 230]
+            }
             _ => &[24, 48, 72, 96, 128, 176],
         }
     }
@@ -202,7 +224,7 @@ impl fmt::Display for Contender {
         let name =
             Family::NAMES.iter().find(|(_, family)| *family == self.family).map_or("", |(name, _)| name);
         match self.family {
-            Family::Quest | Family::Oracle => f.write_str(name),
+            Family::Quest | Family::Mean | Family::Cuboid | Family::Oracle => f.write_str(name),
             _ => write!(f, "{name}@{}", self.mirror),
         }
     }
@@ -225,21 +247,23 @@ impl FromStr for Contender {
             .ok_or_else(|| {
                 fail(format!("use {names}, with @MIRROR where they rank by one; no parameter: it is tuned"))
             })?;
-        let mirror = match (family, mirror) {
-            (Family::Quest, None) => Mirror::Box,
-            (Family::Quest | Family::Oracle, Some(_)) => {
-                return Err(fail(format!("{name} has no choice of a mirror")));
-            }
-            (_, None) => Mirror::Bits2,
-            (_, Some(mirror)) => {
-                let mirror = mirror.parse().map_err(|error: crate::Error| fail(error.to_string()))?;
-                if mirror == Mirror::Box {
-                    return Err(fail("quest is the policy that ranks by boxes".to_owned()));
-                }
-                mirror
-            }
+        let own = match family {
+            Family::Quest => Some(Mirror::Box),
+            Family::Mean => Some(Mirror::Mean),
+            Family::Cuboid => Some(Mirror::Cuboid),
+            Family::Oracle => Some(Mirror::Bits2), // never looked at
+            _ => None,
         };
-        Ok(Contender { family, mirror })
+        let mirror = match (own, mirror) {
+            (Some(own), None) => own,
+            (Some(_), Some(_)) => return Err(fail(format!("{name} has no choice of a mirror"))),
+            (None, None) => Mirror::Bits2,
+            (None, Some(mirror)) => mirror.parse().map_err(|error: crate::Error| fail(error.to_string()))?,
+        };
+        let contender = Contender::new(family, mirror);
+        let checked = contender.at(STEPS / 2).policy.check_mirror(mirror);
+        checked.map_err(|error| fail(error.to_string()))?;
+        Ok(contender)
     }
 }
 
@@ -366,7 +390,7 @@ mod tests {
         for text in ["missed_p99=0.05", "error_mean=0.01", "missed_max=0.3"] {
             assert_eq!(text.parse::<Goal>().unwrap().to_string(), text);
         }
-        for text in ["quest", "top-k@2", "top-p@4", "progressive@4", "oracle"] {
+        for text in ["quest", "top-k@2", "top-p@4", "progressive@2+2", "certified@8", "mean", "oracle"] {
             assert_eq!(text.parse::<Contender>().unwrap().to_string(), text);
         }
         for (text, remedy) in [
@@ -378,7 +402,7 @@ mod tests {
             assert!(text.parse::<Goal>().unwrap_err().to_string().contains(remedy), "{text}");
         }
         for (text, remedy) in
-            [("topk", "use quest"), ("quest@2", "no choice"), ("top-k@3", "2, 4"), ("top-k@box", "quest is")]
+            [("topk", "use quest"), ("quest@2", "no choice"), ("top-k@3", "2, 4"), ("top-k@box", "quest")]
         {
             let error = text.parse::<Contender>().unwrap_err().to_string();
             assert!(error.contains(remedy), "{error}");
