@@ -11,12 +11,13 @@
 //! Trap: tokens beyond the length are skipped, not multiplied by zero: their slots may hold NaN.
 
 use crate::element::KvElement;
+use crate::layout::{BLOCK, BLOCKS_PER_GROUP, BLOCKS_PER_SPLIT, MAX_SPLITS, slot_elements};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    crate::layout::{BLOCK, key_offset, splits, value_offset},
+    crate::layout::{key_offset, splits, value_offset},
     crate::numeric::{LOG2_E, finite_score, fma},
     crate::row::{Geometry, Row},
     cuda_std::ptx::{V2, V4, ex2_approx},
@@ -50,7 +51,36 @@ pub const fn shared_bytes(head_dim: usize, heads: usize) -> usize {
     block = 128,
     min_blocks_per_sm = 3,
     dynamic_shared = shared_bytes(D, G),
-    instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8])
+    instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8]),
+    shape(head_dim, group),
+    feasible(
+        head_dim == D => "the channels of a row are spread over the lanes at compile time",
+        group <= G => "every query head of a group has its own accumulators",
+    ),
+    prefer(least G => "heads beyond the group are computed for nothing"),
+    grid = (let splits, kv_heads, let batch),
+    out(partial, partial_ml),
+    align(arena = 16),
+    requires(
+        1 <= group,
+        group <= G,
+        splits <= max_splits,
+        splits >= lens.max().div_ceil(BLOCK * BLOCKS_PER_SPLIT).min(MAX_SPLITS),
+        q.len() >= batch * kv_heads * group * D,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        partial.len() >= batch * kv_heads * max_splits * G * D,
+        partial_ml.len() >= batch * kv_heads * max_splits * G * 2,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+    )
 )]
 pub unsafe fn attend<T: KvElement, const D: usize, const G: usize>(
     q: *const T,

@@ -8,6 +8,7 @@
 //! rest u64 `[G]`. Every thread owns the same columns (g, c) throughout.
 
 use crate::element::KvElement;
+use crate::layout::{BLOCK, BLOCKS_PER_GROUP, BLOCKS_PER_SPLIT, MAX_SPLITS, slot_elements};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
@@ -37,7 +38,43 @@ pub const fn shared_bytes(head_dim: usize, heads: usize) -> usize {
     // Without it ptxas aims at an occupancy of its own choice and spills to reach it.
     min_blocks_per_sm = 2,
     dynamic_shared = shared_bytes(D, G),
-    instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8])
+    instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8]),
+    shape(head_dim, group),
+    feasible(
+        head_dim == D => "the channels of a row are spread over the lanes at compile time",
+        group <= G => "every query head of a group has its own accumulators",
+    ),
+    prefer(least G => "heads beyond the group are computed for nothing"),
+    grid = (kv_heads, let batch),
+    out(out, lse, read, mass_read),
+    align(arena = 16),
+    requires(
+        1 <= group,
+        group <= G,
+        max_splits >= lens.max().div_ceil(BLOCK * BLOCKS_PER_SPLIT).min(MAX_SPLITS),
+        q.len() >= batch * kv_heads * group * D,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        budget.len() >= batch,
+        peak.len() >= batch * kv_heads * group,
+        rest.len() >= batch * kv_heads * group,
+        out.len() >= batch * kv_heads * group * D,
+        lse.len() >= batch * kv_heads * group,
+        read.len() >= batch * kv_heads * 2,
+        mass_read.len() >= batch * kv_heads * group,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        partial.len() >= batch * kv_heads * max_splits * G * D,
+        partial_ml.len() >= batch * kv_heads * max_splits * G * 2,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+    )
 )]
 pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
     q: *const T,
