@@ -3,6 +3,7 @@
 //! Module variables get their memory at the first launch of (or the first question about) a module
 //! and keep it, so a kernel sees what the kernel before it left there.
 
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::hooks::Hooks;
@@ -10,7 +11,7 @@ use crate::inst::{Const, Program};
 use crate::limits::{Limits, within};
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
-use crate::report::{Class, Counters, Finding, Report};
+use crate::report::{Class, Finding, Report};
 use crate::types::Space;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -67,6 +68,9 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Host threads that run CTAs; 0 and 1 mean the calling one. The number changes nothing of memory,
+    /// findings and counters: CTAs that reach each other's memory run on one thread in any case.
+    pub threads: usize,
     /// Keep what was read and written of every allocation as well.
     pub buffers: bool,
     /// End a launch at its first finding, for those who ask only whether there is one.
@@ -85,6 +89,7 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             buffers: false,
             stop_at_finding: false,
             limits: Limits::default(),
@@ -480,7 +485,7 @@ impl Device {
         for (a, p) in args.iter().zip(&info.params) {
             params[p.offset as usize..(p.offset + p.size) as usize].copy_from_slice(&a.bytes());
         }
-        let consts = program
+        let consts: Vec<_> = program
             .consts
             .iter()
             .map(|(r, c)| {
@@ -494,11 +499,11 @@ impl Device {
             .collect();
         let dynamic_end = if config.shared_bytes > 0 { total as u32 } else { program.shared_bytes };
         let start = Instant::now();
-        let out = exec::run(exec::Launch {
+        let launch = exec::Launch {
             prog: &program,
-            mem: &mut self.memory,
+            mem: &self.memory,
             params: &params,
-            consts,
+            consts: &consts,
             grid: config.grid,
             block: config.block,
             shared: dynamic_end,
@@ -506,8 +511,8 @@ impl Device {
             options: &self.options,
             files: &module.inner.files,
             resident,
-            hooks: hooks.map(|h| h as &mut dyn Hooks),
-        })?;
+        };
+        let out = exec::run(launch, hooks)?;
         Ok(Report {
             kernel: kernel.to_string(),
             findings: out.findings,
@@ -516,7 +521,7 @@ impl Device {
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
             buffers: out.buffers,
-            profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
+            profile: crate::profile::by_line(&out.profile, &program, &module.inner.files),
         })
     }
 }

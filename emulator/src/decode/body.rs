@@ -86,6 +86,9 @@ impl<'a> Decoder<'a> {
                 let mut n = rest.split([' ', '\t', ',']).filter(|s| !s.is_empty());
                 self.place.file = n.next().and_then(|v| v.parse().ok()).unwrap_or(0);
                 self.place.source = n.next().and_then(|v| v.parse().ok()).unwrap_or(0);
+                // `.loc 1 2 3, function_name label, inlined_at 4 5 6`
+                let mut at = n.skip_while(|w| *w != "inlined_at").skip(1).map(|v| v.parse().unwrap_or(0));
+                self.place.call = (at.next().unwrap_or(0), at.next().unwrap_or(0));
                 Ok(())
             }
             ".file" => {

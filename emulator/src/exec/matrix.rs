@@ -72,11 +72,13 @@ impl Machine<'_> {
         let prog = self.l.prog;
         let list = &prog.pool[regs as usize..regs as usize + n];
         let s = self.spots(cta, wi, pc, rows, Space::Shared, 16, !load);
-        if self.l.hooks.is_some() {
+        if self.hooks.is_some() {
             self.watch_memory(cta, wi, Space::Shared, s.ok, 16, !load);
         }
         if self.count {
             self.n.shared_accesses += 1;
+            self.n.shared_bytes += 16 * u64::from(s.ok.count_ones());
+            self.n.shared_passes_ideal += n as u64;
             self.n.bank_conflicts += row_conflicts(&cta.warps[wi].addr, s.ok, n);
         }
         if load && self.check_init {
