@@ -95,8 +95,9 @@ pub enum ContractError {
     },
     /// A relation that does not hold.
     #[error(
-        "kernel `{kernel}` requires {relation}, which is {left} {compare} {right} here ({}){remedy}",
-        list(values)
+        "kernel `{kernel}` requires {relation}; {left} {compare} {right} does not hold ({}){}",
+        list(values),
+        remedy(short, right)
     )]
     Relation {
         /// The entry.
@@ -110,9 +111,9 @@ pub enum ContractError {
         /// Its right side.
         right: u64,
         /// The values in it.
-        values: Vec<(String, u64)>,
-        /// What to pass instead, where that follows from it.
-        remedy: String,
+        values: Box<[(String, u64)]>,
+        /// The buffer that is too short, where it is about one's length: it needs `right` elements.
+        short: Option<&'static str>,
     },
     /// A relation whose sides cannot be computed.
     #[error("kernel `{kernel}` requires {relation}, where {wrong} ({})", list(values))]
@@ -124,7 +125,7 @@ pub enum ContractError {
         /// What has no result.
         wrong: String,
         /// The values in it.
-        values: Vec<(String, u64)>,
+        values: Box<[(String, u64)]>,
     },
     /// A buffer with elements and no address.
     #[error(
@@ -195,6 +196,10 @@ pub enum ContractError {
         /// What the device has.
         found: u32,
     },
+}
+
+fn remedy(short: &Option<&str>, elements: &u64) -> String {
+    short.map_or_else(String::new, |name| format!("; pass `{name}` with at least {elements} elements"))
 }
 
 fn list(values: &[(String, u64)]) -> String {
@@ -319,7 +324,7 @@ fn name_of(kernel: &KernelDescriptor, leaf: Leaf) -> String {
     }
 }
 
-fn values(launch: &RawLaunch, relation: &Relation) -> Vec<(String, u64)> {
+fn values(launch: &RawLaunch, relation: &Relation) -> Box<[(String, u64)]> {
     let all = relation.values(|leaf| name_of(launch.kernel, leaf), |leaf| value_of(launch, leaf));
     all.into_iter().map(|(name, value)| (name, shown(value))).collect()
 }
@@ -343,12 +348,11 @@ fn holds(launch: &RawLaunch, relation: &Relation) -> Result<(), ContractError> {
     if relation.compare.holds(left, right) {
         return Ok(());
     }
-    let remedy = match (relation.left, relation.compare) {
+    let short = match (relation.left, relation.compare) {
         ([Op::Leaf(Leaf::Len(index))], Compare::Ge) => {
-            let name = launch.kernel.params.get(*index).map_or("?", |param| param.name);
-            format!("; pass a `{name}` of at least {right} elements")
+            launch.kernel.params.get(*index).map(|param| param.name)
         }
-        _ => String::new(),
+        _ => None,
     };
     Err(ContractError::Relation {
         kernel: launch.kernel.name,
@@ -357,7 +361,7 @@ fn holds(launch: &RawLaunch, relation: &Relation) -> Result<(), ContractError> {
         compare: relation.compare,
         right: shown(right),
         values: values(launch, relation),
-        remedy,
+        short,
     })
 }
 

@@ -141,7 +141,7 @@ pub enum Infeasible {
         /// The request.
         request: String,
         /// The first line that does not hold.
-        violation: Violation,
+        violation: Box<Violation>,
     },
     /// No instance can serve the request.
     #[error("no instance of kernel family `{family}` can serve {request}: {}", summary(violations))]
@@ -232,6 +232,7 @@ impl Family {
                     None => Ok(Selected { kernel, why: Why::Override }),
                     Some(violation) => {
                         let request = self.describe(request, device);
+                        let violation = Box::new(violation);
                         Err(Infeasible::Override { id: kernel.name, request, violation })
                     }
                 };

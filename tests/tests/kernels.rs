@@ -172,7 +172,7 @@ fn a_buffer_too_small_is_refused_and_one_of_unknown_length_is_not_overrun() {
     });
     let error = m.0.launch(&short).unwrap_err();
     assert!(matches!(error, DriverError::Contract(ContractError::Relation { .. })), "{error:?}");
-    assert!(error.to_string().contains("pass a `out` of at least 64 elements"), "{error}");
+    assert!(error.to_string().contains("pass `out` with at least 64 elements"), "{error}");
     // Without its length the contract cannot say; the emulator's checkers can.
     let unknown = changed(&short, |raw| raw.extents[out] = None);
     let error = m.0.launch(&unknown).unwrap_err();

@@ -520,8 +520,7 @@ fn bounds(family: &Family) -> TokenStream {
     // Generic elements are checked as types of instances, named ones here, once.
     let elements = family.signature.params.iter().filter_map(|param| match &param.kind {
         ParamKind::Const(elem) | ParamKind::Mut(elem) => {
-            let generic =
-                type_generics(family).any(|name| elem.to_token_stream().to_string() == name.to_string());
+            let generic = type_generics(family).any(|name| *name == elem.to_token_stream().to_string());
             (!generic).then_some(elem)
         }
         ParamKind::Scalar(_) => None,
