@@ -9,7 +9,7 @@ use crate::exec;
 use crate::hooks::Hooks;
 use crate::inst::{Const, Program};
 use crate::limits::{Limits, within};
-use crate::memory::Memory;
+use crate::memory::{Memory, function_address};
 use crate::module::{Kernel, Module};
 use crate::report::{Class, Finding, Report};
 use crate::types::Space;
@@ -281,12 +281,19 @@ impl Device {
             }
         }
         for (i, v) in vars.iter().enumerate() {
-            for (offset, name, addend) in &v.relocs {
-                let Some(target) = vars.iter().position(|t| t.name == *name && !t.external) else {
-                    return Err(Error::Unresolved { line: v.line, name: name.clone() });
+            for r in &v.relocs {
+                let own = vars.iter().position(|t| t.name == r.symbol && !t.external);
+                let base = match (own, module.inner.by_name.get(&r.symbol)) {
+                    (Some(target), _) => at[target],
+                    (None, Some(&f)) => function_address(f),
+                    _ => return Err(Error::Unresolved { line: v.line, name: r.symbol.clone() }),
                 };
-                let value = at[target].wrapping_add(*addend as u64);
-                self.memory.write(at[i] + *offset as u64, &value.to_le_bytes())?;
+                let value = base.wrapping_add(r.addend as u64);
+                let place = at[i] + r.at as u64;
+                match r.byte {
+                    Some(k) => self.memory.write(place, &[(value >> (8 * k)) as u8])?,
+                    None => self.memory.write(place, &value.to_le_bytes())?,
+                }
             }
             if v.space == Space::Const
                 && let Some(k) = self.memory.find(at[i])

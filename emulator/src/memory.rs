@@ -14,9 +14,16 @@ pub(crate) const SHARED_WINDOW: u64 = 0x0100_0000_0000;
 pub(crate) const LOCAL_WINDOW: u64 = 0x0200_0000_0000;
 pub(crate) const PARAM_WINDOW: u64 = 0x0300_0000_0000;
 pub(crate) const WINDOW_END: u64 = 0x0400_0000_0000;
+/// Addresses of functions: nothing else lies there.
+const FUNCTIONS: u64 = 0x0500_0000_0000;
 const FIRST: u64 = 0x7f00_0000_0000;
 const ALIGN: u64 = 512;
 const RED_ZONE: u64 = 4096;
+
+/// The address of a module's function, by its index.
+pub(crate) fn function_address(index: usize) -> u64 {
+    FUNCTIONS + 64 * index as u64
+}
 
 /// One bit a byte.
 #[derive(Debug, Default)]

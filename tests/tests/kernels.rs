@@ -71,7 +71,6 @@ fn empty_plan(m: &mut Memory) -> (Vec<Launch>, [Region; 3]) {
     let mass_read = m.upload(&[f32::NAN], "mass");
     let attend = attend::attend::launch::<f16>(
         D,
-        1,
         [1, 1, 1],
         attend::attend::Args {
             q: q.input(),
@@ -94,7 +93,6 @@ fn empty_plan(m: &mut Memory) -> (Vec<Launch>, [Region; 3]) {
     );
     let merge = merge::merge::launch::<f16>(
         D,
-        1,
         [1, 1, 1],
         merge::merge::Args {
             q: q.input(),
@@ -154,7 +152,7 @@ fn a_launch_with_the_wrong_block_is_refused_with_both() {
     let wrong = changed(&launches[0], |raw| raw.block = [64, 1, 1]);
     let error = m.0.launch(&wrong).unwrap_err();
     assert!(matches!(error, DriverError::Contract(ContractError::Block { .. })), "{error:?}");
-    for part in ["attend_f16_d64_g1", "[64, 1, 1]", "[128, 1, 1]"] {
+    for part in ["attend_f16_d64`", "[64, 1, 1]", "[128, 1, 1]"] {
         assert!(error.to_string().contains(part), "{part}: {error}");
     }
 }

@@ -56,7 +56,7 @@ impl<'a> Decoder<'a> {
 
     fn label(&mut self, name: &'a str) -> Result<()> {
         if let Tok::Word(w) = self.lex.peek()? {
-            if w == ".branchtargets" {
+            if w == ".branchtargets" || w == ".calltargets" {
                 self.lex.next()?;
                 let mut list = vec![self.lex.word()?.to_string()];
                 while self.lex.eat(b',')? {
@@ -66,9 +66,9 @@ impl<'a> Decoder<'a> {
                 self.declare(name, Sym::Targets(list));
                 return Ok(());
             }
-            if w == ".callprototype" || w == ".calltargets" {
-                while !matches!(self.lex.next()?, Tok::Punct(b';') | Tok::Eof) {}
-                return Ok(());
+            if w == ".callprototype" {
+                self.lex.next()?;
+                return self.prototype(name);
             }
         }
         let at = self.out.insts.len() as u32;

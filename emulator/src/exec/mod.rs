@@ -19,6 +19,7 @@ mod lanes;
 mod matrix;
 mod mbarrier;
 mod mem;
+mod mma;
 mod order;
 mod paged;
 mod parallel;

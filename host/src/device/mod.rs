@@ -8,7 +8,6 @@
 pub mod launches;
 
 use kernels_gpu::append::groups_touched;
-use kernels_gpu::attend::head_tile;
 use kernels_gpu::layout::splits;
 
 use psa_codegen::{LaunchError, Region};
@@ -185,7 +184,6 @@ impl Kernels {
         let shape = self.cache.shape;
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
-        let tile = head_tile(shape.group());
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
         let a = StepAddresses {
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
@@ -195,8 +193,8 @@ impl Kernels {
             count: s.count.reserve(d, 4 * rows, "count")?,
             peak: s.peak.reserve(d, 4 * heads, "peak")?,
             rest: s.rest.reserve(d, 8 * heads, "rest")?,
-            partial: s.partial.reserve(d, 4 * rows * max_splits * tile * shape.head_dim, "partial")?,
-            partial_ml: s.partial_ml.reserve(d, 8 * rows * max_splits * tile, "partial_ml")?,
+            partial: s.partial.reserve(d, 4 * heads * max_splits * shape.head_dim, "partial")?,
+            partial_ml: s.partial_ml.reserve(d, 8 * heads * max_splits, "partial_ml")?,
             out: s.out.reserve(d, 4 * heads * shape.head_dim, "out")?,
             lse: s.lse.reserve(d, 4 * heads, "lse")?,
             read: s.read.reserve(d, 8 * rows, "read")?,

@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use kernels_gpu::attend::head_tile;
 use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_SPLITS, MirrorKind, QUANT_GROUP, blocks, splits};
 use kernels_gpu::numeric::fixed_target;
 use psa::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
@@ -215,7 +214,6 @@ impl Rig {
 
         let (b, qh) = (setting.batch, shape.q_heads * setting.batch);
         let max_splits = splits(max_blocks).min(MAX_SPLITS);
-        let tile = head_tile(setting.group);
         let batch = BatchAddresses {
             batch: b,
             max_tokens: setting.tokens,
@@ -232,8 +230,8 @@ impl Rig {
             count: m.alloc(4 * rows, "count")?,
             peak: m.alloc(4 * qh, "peak")?,
             rest: m.alloc(8 * qh, "rest")?,
-            partial: m.alloc(4 * rows * max_splits * tile * HEAD_DIM, "partial")?,
-            partial_ml: m.alloc(8 * rows * max_splits * tile, "partial_ml")?,
+            partial: m.alloc(4 * rows * max_splits * setting.group * HEAD_DIM, "partial")?,
+            partial_ml: m.alloc(8 * rows * max_splits * setting.group, "partial_ml")?,
             out: m.alloc(4 * qh * HEAD_DIM, "out")?,
             lse: m.alloc(4 * qh, "lse")?,
             read: m.alloc(8 * rows, "read")?,
@@ -279,7 +277,7 @@ impl Rig {
             query_bytes: (2 * heads * HEAD_DIM) as u64,
             out_bytes: (4 * heads * HEAD_DIM + 4 * heads) as u64,
             log_mass_bytes: (4 * heads * nb) as u64,
-            partial_bytes: (4 * rows * splits(nb) * head_tile(group) * (HEAD_DIM + 2)) as u64,
+            partial_bytes: (4 * rows * splits(nb) * group * (HEAD_DIM + 2)) as u64,
             ranked: arm != Arm::Dense,
         })
     }
