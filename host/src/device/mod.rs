@@ -8,7 +8,7 @@
 pub mod launches;
 
 use kernels_gpu::append::groups_touched;
-use kernels_gpu::layout::splits;
+use kernels_gpu::layout::{full_groups, splits};
 
 use psa_codegen::{LaunchError, Region};
 
@@ -105,22 +105,33 @@ struct Kernels {
 impl Kernels {
     fn new(mut driver: Box<dyn Driver>, spec: &BackendSpec) -> Result<Self, Error> {
         let name = driver.name();
-        let kind = spec.mirror.kind();
+        let Some(kind) = spec.format.kernel() else {
+            return Err(Error::Unsupported {
+                what: format!("a mirror of {}", spec.format),
+                device: name,
+                supported: "mirrors of 2, 4 and box in groups of 64",
+            });
+        };
         let extents = &spec.extents;
         let limits = driver.limits();
         let mut alloc =
             |bytes: usize, what: &str| driver.region(bytes.max(1), what).map_err(failed(&name, "allocate"));
-        let last = |count: usize| count.saturating_sub(1) as u64;
+        // A table of nothing holds no valid entry.
+        let entries = |table: Region, count: usize| match count {
+            0 => table,
+            n => table.with_largest(n as u64 - 1),
+        };
         let cache = CacheAddresses {
             shape: spec.shape,
             mirror_kind: kind,
             max_blocks: extents.max_blocks,
             arena: alloc(spec.slots * spec.shape.slot_bytes(), "arena")?,
             mirror: alloc(spec.pages * kind.page_bytes(spec.shape.head_dim), "mirror")?,
-            block_table: alloc(4 * extents.rows() * extents.max_blocks, "block_table")?
-                .with_largest(last(spec.slots)),
-            mirror_table: alloc(4 * extents.rows() * extents.max_groups(), "mirror_table")?
-                .with_largest(last(spec.pages)),
+            block_table: entries(alloc(4 * extents.rows() * extents.max_blocks, "block_table")?, spec.slots),
+            mirror_table: entries(
+                alloc(4 * extents.rows() * extents.max_groups(), "mirror_table")?,
+                spec.pages,
+            ),
             limits,
         };
         Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
@@ -221,6 +232,11 @@ impl Kernels {
         d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
         d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
         d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
+        let page_bytes = self.cache.mirror_kind.page_bytes(shape.head_dim);
+        for (row, metadata) in result.metadata.iter_mut().enumerate() {
+            let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
+            *metadata = if what == Step::Identity { 0 } else { (pages * page_bytes) as u32 };
+        }
         if let Some(record) = &mut result.record {
             d.download(a.order.address(), bytemuck::cast_slice_mut(record.order))?;
             if what != Step::Identity {
@@ -268,11 +284,12 @@ impl Backend for Kernels {
         step: &DecodeStep<'_>,
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error> {
-        if let Ranking::TrueMass(_) = step.ranking {
-            return Err(Error::Backend {
+        let simple = step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
+        if !simple || !matches!(step.ranking, Ranking::Identity | Ranking::Mirror) {
+            return Err(Error::Unsupported {
+                what: format!("a step by {:?} in units of {} blocks", step.ranking, step.unit),
                 device: self.name.clone(),
-                call: "decode".into(),
-                detail: "no kernel ranks by true mass".into(),
+                supported: "plans by the mirror, single blocks, without a floor",
             });
         }
         self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))
