@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use psa::driver::{Counters, Driver, DriverError, Emulated, EmulatedOptions};
 use psa::{DecodePlan, Device, Dtype, Mirror, Policy, Shape};
 use psa_benches::{filled, queries};
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch};
 use psa_tests::Workload;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +31,9 @@ impl Driver for Counted {
     }
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         self.0.download(address, data)
+    }
+    fn limits(&self) -> DeviceLimits {
+        self.0.limits()
     }
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
         self.0.launch(launch)?;
