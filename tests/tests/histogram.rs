@@ -5,6 +5,12 @@ use psa::driver::{Driver, Emulated, EmulatedOptions};
 use psa_codegen::Region;
 
 #[test]
+fn a_bin_is_a_whole_octave_below_the_peak() {
+    let bins = [0.5, 0.49, -0.5, -30.49, -30.5, f32::NEG_INFINITY, f32::NAN, 2.0].map(|mass| bin(0.5, mass));
+    assert_eq!(bins, [0, 0, 1, 30, 31, 31, 31, 0]);
+}
+
+#[test]
 fn blocks_are_counted_by_octaves_below_the_peak() {
     const HEADS: usize = 3;
     const NB: usize = 80;
