@@ -81,3 +81,8 @@ pub use profile::{Hint, LineProfile, Profile, SourceProfile};
 pub use report::{BufferTraffic, Class, Finding, Place, Report, Side};
 pub use testing::{Buffer, Case, Dims, Number, describe};
 pub use types::{Rnd, Space, Ty};
+
+/// The examples of the README are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
