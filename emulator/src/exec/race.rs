@@ -80,7 +80,7 @@ impl Past {
     }
 }
 
-/// An access as cells keep it, in 11 bytes: who (28 bits), time (28), lane (6), near, strong; instruction
+/// An access as cells keep it, in 11 bytes: who (28 bits), time (28), strong, near, lane (6); instruction
 /// (20), bytes (4). Times that do not fit count as earlier: in doubt ordered.
 #[derive(Clone, Copy)]
 #[repr(C, packed)]
@@ -96,6 +96,19 @@ impl Kept {
     #[inline(always)]
     fn free(self) -> bool {
         self.low & PART == 0
+    }
+
+    /// Both weak, of one warp at one time.
+    #[inline(always)]
+    fn plain_meets(self, o: Kept) -> bool {
+        (self.low ^ o.low) << 8 == 0 && (self.low | o.low) >> 56 & 3 == 0
+    }
+
+    /// As `Past::merge` of those two, when `o` takes all bytes.
+    #[inline(always)]
+    fn joined(self, o: Kept) -> Kept {
+        let lane = if self.low == o.low { o.low >> 58 } else { u64::from(SEVERAL) };
+        Kept { low: o.low << 8 >> 8 | lane << 58, high: o.high }
     }
 
     #[inline(always)]
@@ -204,8 +217,21 @@ impl Me<'_> {
     pub(super) fn read(&self, cells: &mut [Cell], skip: usize, total: usize, pc: u32, how: How) -> Hit {
         let mut bad = None;
         let new = self.past(pc, how, self.clock.stamp(how.strong));
+        let whole = Past { bits: new.bits | BYTES, ..new }.keep();
         for (i, cell) in cells.iter_mut().enumerate() {
             let bytes = bytes_of(i, skip, total);
+            let [first, second] = &mut cell.readers;
+            // Mostly a warp reads all of what it or nobody has read since the last barrier.
+            if bytes == BYTES && cell.writers[0].free() && cell.writers[1].free() {
+                if first.free() {
+                    *first = whole;
+                    continue;
+                }
+                if first.plain_meets(whole) {
+                    *first = first.joined(whole);
+                    continue;
+                }
+            }
             for w in cell.writers.into_iter().filter(|w| !w.free()).map(Kept::get) {
                 if w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
                     let flying = w.time == IN_FLIGHT;
@@ -213,7 +239,6 @@ impl Me<'_> {
                 }
             }
             let new = Past { bits: new.bits | bytes, ..new };
-            let [first, second] = &mut cell.readers;
             let mut old = first.get();
             if first.free() || (old.bits & BYTES & !bytes == 0 && !old.meets(new) && self.behind(old)) {
                 *first = new.keep();
@@ -446,6 +471,17 @@ mod tests {
                     assert_eq!((past.who, past.time, past.bits), (who, time, bits));
                 }
             }
+        }
+        // The short way joins as the long one does.
+        for lanes in [(3, 3), (3, 4), (SEVERAL, 4), (4, SEVERAL)] {
+            let mut a = Past { who: 9, time: 7, bits: 5 << 12 | lanes.0 << 6 | 3 };
+            let b = Past { who: 9, time: 7, bits: 6 << 12 | lanes.1 << 6 | BYTES };
+            assert!(a.keep().plain_meets(b.keep()));
+            let joined = a.keep().joined(b.keep()).get();
+            assert!(a.merge(b));
+            assert_eq!((joined.who, joined.time, joined.bits), (a.who, a.time, a.bits));
+            assert!(!a.keep().plain_meets(Past { time: 8, ..b }.keep()));
+            assert!(!a.keep().plain_meets(Past { bits: b.bits | STRONG, ..b }.keep()));
         }
         // Beyond: earlier, never in flight.
         assert_eq!(Past { who: 1, time: 1 << 30, bits: 1 }.keep().get().time, (1 << 28) - 2);
