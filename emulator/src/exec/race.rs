@@ -3,8 +3,9 @@
 //! Every four bytes have a cell with their last two writers and two readers: thread, logical time,
 //! bytes, instruction; 11 bytes a byte, in pages made at the first touch for global memory. Who is
 //! ordered behind whom is the matter of `order.rs`. Strong accesses (atomics, volatile, relaxed and
-//! up) conflict only with weak ones, and strong loads with nothing, so that polling is free. What a cell has no room for is forgotten: the doubt is for the
-//! kernel, so every finding names two accesses that really took place without an order.
+//! up) conflict only with weak ones; strong loads are not remembered, so that polling is free. What a
+//! cell has no room for is forgotten: the doubt is for the kernel, so every finding names two accesses
+//! that really took place without an order.
 
 use super::lanes::lanes;
 use super::mem::Spots;
@@ -133,6 +134,11 @@ impl Past {
     }
 }
 
+/// The copy of lane `lane` issued by instruction `pc`.
+pub(super) fn copy_of(cta: u32, warp: u32, lane: u32, pc: u32) -> Past {
+    Past { who: (cta << 5 | warp) + 1, time: IN_FLIGHT, bits: pc << 12 | lane << 6 | BYTES }
+}
+
 /// Last accesses to four bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Cell {
@@ -223,6 +229,9 @@ impl Me<'_> {
             let [first, second] = &mut cell.readers;
             // Mostly a warp reads all of what it or nobody has read since the last barrier.
             if bytes == BYTES && cell.writers[0].free() && cell.writers[1].free() {
+                if how.strong {
+                    continue;
+                }
                 if first.free() {
                     *first = whole;
                     continue;
@@ -237,6 +246,10 @@ impl Me<'_> {
                     let flying = w.time == IN_FLIGHT;
                     bad = Some((w, if flying { "reads copy in flight" } else { "read after write" }));
                 }
+            }
+            // Polling is free: a strong read is checked, not remembered.
+            if how.strong {
+                continue;
             }
             let new = Past { bits: new.bits | bytes, ..new };
             let mut old = first.get();
