@@ -8,7 +8,7 @@
 use half::f16;
 use psa::driver::{Driver, DriverError};
 use psa::{DecodePlan, KvCache, Mirror, Policy};
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch};
 use psa_tests::Workload;
 use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options, Report};
 use std::hint::black_box;
@@ -59,6 +59,9 @@ impl Driver for Recorder {
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         let done = self.machine().device.copy_from(DevicePtr(address), data);
         done.map_err(|e| failed("download", address, data.len(), &e))
+    }
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits::of_sm(self.machine().device.options().sm)
     }
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
         let args: Vec<Arg> = launch.args.iter().map(|a| Arg::Bytes(a.bytes())).collect();
