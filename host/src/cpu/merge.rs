@@ -5,8 +5,10 @@ use super::attend::{Part, attend_blocks};
 use super::isa::per_isa;
 use super::lanes::Lanes;
 use super::plan::{LogMass, Planned};
+use crate::reference::merge::enough_exactly;
 use kernels_gpu::layout::TOPUP_CHUNK;
-use kernels_gpu::numeric::{believed_mass, enough, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
+use kernels_gpu::numeric::{believed_mass, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
+use kernels_gpu::stop::{Threshold, verdict};
 
 /// When to stop.
 #[derive(Clone, Copy)]
@@ -45,8 +47,13 @@ pub(super) fn merge(
     let mut state = combine(step, parts.iter());
     let mut topups = 0;
     while count < stop.limit {
-        let satisfied = (0..group)
-            .all(|g| enough(relative_mass(state.m[g], state.l[g], peak[g]), rest_mass(rest[g]), stop.mass));
+        let satisfied = (0..group).all(|g| {
+            let z = relative_mass(state.m[g], state.l[g], peak[g]);
+            verdict(z, rest[g], stop.mass).unwrap_or_else(|| {
+                let threshold = Threshold::new(peak[g], rest[g], stop.mass);
+                enough_exactly(&step.view, &order[..count], &step.queries.scaled[g * d..][..d], threshold)
+            })
+        });
         if satisfied {
             break;
         }

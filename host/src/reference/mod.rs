@@ -85,7 +85,7 @@ impl Backend for Reference {
                 let queries = attend::scaled_queries(q, step.scale);
                 let read = attend::attend(&view, &plan.order[..plan.count], &queries, d);
                 let stop = Stop { mass: step.mass, limit: (step.budget[b] as usize).min(view.blocks()) };
-                let merged = merge::merge(&view, &queries, d, &plan, &log_mass, read, stop);
+                let merged = merge::merge(&view, (q, step.scale), &queries, d, &plan, &log_mass, read, stop);
 
                 for (g, head) in merged.heads.iter().enumerate() {
                     let out = &mut result.out[(row * group + g) * d..][..d];
