@@ -23,6 +23,8 @@ pub const KV_HEADS: usize = 8;
 /// Elements of a head.
 pub const HEAD_DIM: usize = 128;
 const MIRROR: Mirror = Mirror::Bits2;
+/// Its pages.
+const KIND: MirrorKind = MirrorKind::Planes(1);
 const SINK: usize = 1;
 const RECENT: usize = 2;
 
@@ -192,7 +194,7 @@ impl Rig {
 
     fn fill(m: &mut Holder<'_>, setting: Setting, template: &Template) -> Result<Rig, Error> {
         let shape = shape(setting.group);
-        let kind = MIRROR.kind();
+        let kind = KIND;
         let (rows, nb) = (setting.batch * KV_HEADS, blocks(setting.tokens));
         let max_blocks = nb.next_multiple_of(BLOCKS_PER_GROUP);
         let ng = max_blocks / BLOCKS_PER_GROUP;
@@ -264,7 +266,7 @@ impl Rig {
     pub fn reads(&self, driver: &mut dyn Driver, arm: Arm) -> Result<Reads, Error> {
         let Setting { batch, tokens, group } = self.setting;
         let (rows, nb) = (batch * KV_HEADS, blocks(tokens));
-        let (heads, kind) = (rows * group, MIRROR.kind());
+        let (heads, kind) = (rows * group, KIND);
         let read: Vec<u32> = download(driver, self.step.read, 2 * rows)?;
         let count: Vec<u32> = download(driver, self.step.count, rows)?;
         Ok(Reads {
