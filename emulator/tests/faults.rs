@@ -181,6 +181,13 @@ fn reads_of_what_nobody_wrote_are_found_in_every_space() {
         "mov.u32 %r1, %r2; mov.b64 %rd1, {%t, %r2}; mov.b64 {%r3, %r4}, %rd1; st.global.u32 [%out], %r3;",
         1,
     );
+    // Nor are permutations of their bytes, as long as nothing but such bytes is made of them.
+    clean("", "prmt.b32 %r1, %r2, %r3, 0x3340; prmt.b32 %r4, %t, %r1, 0x5410; st.global.u32 [%out], %r4;", 1);
+    for selector in ["0x7654", "0x3210"] {
+        let (a, b) = if selector == "0x7654" { ("%t", "%r2") } else { ("%r2", "%t") };
+        let body = format!("prmt.b32 %r1, {a}, {b}, {selector};\nst.global.u32 [%out], %r1; //!\n");
+        fault("", &body, 1, Class::Init, "register");
+    }
 }
 
 #[test]

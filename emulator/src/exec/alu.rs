@@ -198,6 +198,20 @@ fn combine(bop: Bop, a: u32, b: u32) -> u32 {
     }
 }
 
+/// Lanes in which a register is known that a `prmt` takes bytes from. Selectors are constants in
+/// practice: that of lane 0 stands for all.
+fn bytes_known(w: &Warp, op: Alu, s: &[R; 4]) -> u32 {
+    let (a, b) = (w.known[s[0].slot()], w.known[s[1].slot()]);
+    match op {
+        Alu::Prmt(0) => {
+            let selector = w.bank.r32(s[2])[0];
+            let takes = |bit| (0..4).any(|i| selector >> (4 * i + 2) & 1 == bit);
+            (if takes(0) { a } else { 0 }) | (if takes(1) { b } else { 0 })
+        }
+        _ => a | b,
+    }
+}
+
 impl Machine<'_> {
     /// The lane-wise part of the instruction set.
     #[inline]
@@ -210,6 +224,12 @@ impl Machine<'_> {
                         let k = w.known[s[0].slot()] & mask;
                         let old = w.known[d.slot()];
                         w.known[d.slot()] = (old & !mask) | k;
+                    } else if let Alu::Prmt(_) = a {
+                        // Nor is a permutation of bytes, some of which LLVM never reads: known when any
+                        // register it takes bytes from is.
+                        self.check_regs(w, pc, mask, &s[2..]);
+                        let k = bytes_known(w, a, &s);
+                        w.known[d.slot()] = (w.known[d.slot()] & !mask) | (k & mask);
                     } else {
                         self.check_regs(w, pc, mask, &s);
                         w.known[d.slot()] |= mask;
