@@ -419,16 +419,11 @@ impl Machine<'_> {
         self.addresses(cta, wi, m.base, m.offset);
         let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
         let total = n * bytes;
-        if m.strong {
-            self.strong_order(cta, wi);
-        }
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, false);
             if this.check_race {
-                this.strong_global(cta, wi, &s, &m, true, false);
-                if !m.strong {
-                    this.race_read(cta, wi, pc, &s, total, How::of(&m), false);
-                }
+                this.strong(cta, wi, &s, &m, true, false);
+                this.race_read(cta, wi, pc, &s, total, How::of(&m), false);
             }
             this.count_access(cta, wi, &s, total, false);
             if this.check_init {
@@ -498,16 +493,13 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
             self.check_regs(&mut cta.warps[wi], pc, mask, &src[..n.min(4)]);
         }
-        if m.strong {
-            self.strong_order(cta, wi);
-        }
         self.addresses(cta, wi, m.base, m.offset);
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
             let races = this.check_race && matches!(s.space, Space::Global | Space::Shared);
             if races {
-                this.strong_global(cta, wi, &s, &m, false, true);
+                this.strong(cta, wi, &s, &m, false, true);
             }
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
@@ -588,6 +580,10 @@ impl Machine<'_> {
                 }
                 Space::Local => lanes(s.ok).for_each(|lane| local_known.set(s.offset[lane], total)),
                 _ => {}
+            }
+            if races && conflict.is_none() && s.space == Space::Global {
+                conflict = Self::source_in_flight(cta, wi, &s, total)
+                    .map(|(lane, copy)| (lane, (copy, "overwrites source in flight")));
             }
             this.race_found(cta, wi, pc, &s, conflict);
         });

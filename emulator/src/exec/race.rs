@@ -3,8 +3,9 @@
 //! Every four bytes have a cell with their last two writers and two readers: thread, logical time,
 //! bytes, instruction; 12 bytes a byte, in pages made at the first touch for global memory. Who is
 //! ordered behind whom is the matter of `order.rs`. Strong accesses (atomics, volatile, relaxed and
-//! up) conflict only with weak ones, and strong loads with nothing, so that polling is free. What a cell has no room for is forgotten: the doubt is for the
-//! kernel, so every finding names two accesses that really took place without an order.
+//! up) conflict only with weak ones; strong loads are not remembered, so that polling is free. What a
+//! cell has no room for is forgotten: the doubt is for the kernel, so every finding names two accesses
+//! that really took place without an order.
 
 use super::lanes::lanes;
 use super::mem::Spots;
@@ -75,6 +76,11 @@ impl Past {
             self.who = 0;
         }
     }
+}
+
+/// The copy of lane `lane` issued by instruction `pc`.
+pub(super) fn copy_of(cta: u32, warp: u32, lane: u32, pc: u32) -> Past {
+    Past { who: (cta << 5 | warp) + 1, time: IN_FLIGHT, bits: pc << 12 | lane << 6 | BYTES }
 }
 
 const NOBODY: Past = Past { who: 0, time: 0, bits: 0 };
@@ -165,11 +171,16 @@ impl Me<'_> {
         let new = self.past(pc, how, self.clock.stamp(how.strong));
         for (i, cell) in cells.iter_mut().enumerate() {
             let bytes = bytes_of(i, skip, total);
+            // Polling is free: a strong read is checked, not remembered.
+            let poll = how.strong;
             for w in cell.writers {
                 if w.who != 0 && w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
                     let flying = w.time == IN_FLIGHT;
                     bad = Some((w, if flying { "reads copy in flight" } else { "read after write" }));
                 }
+            }
+            if poll {
+                continue;
             }
             let new = Past { bits: new.bits | bytes, ..new };
             let [first, second] = &mut cell.readers;

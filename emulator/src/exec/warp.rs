@@ -208,8 +208,8 @@ impl Machine<'_> {
             Op::Mbar { what, base, offset, generic, d, p, a } => {
                 self.mbarrier(cta, wi, pc, mask, what, (base, offset, generic), (d, p, a));
             }
-            Op::Fence { near: false } => self.fence(cta, wi),
-            Op::Nop | Op::Nanosleep | Op::Fence { near: true } => {}
+            Op::Fence { near } => self.fence(cta, wi, near),
+            Op::Nop | Op::Nanosleep => {}
         }
         Flow::Next
     }
