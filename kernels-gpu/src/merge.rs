@@ -19,7 +19,7 @@ use {
     crate::numeric::{LOG2_E, believed_mass, fixed_mass, relative_mass, rest_mass},
     crate::pages::Pages,
     crate::parts::{Column, WarpParts},
-    crate::row::{Geometry, Row},
+    crate::row::{Cache, Row},
     crate::stop::{Threshold, verdict},
     crate::stream::{Queries, Stream},
     cuda_std::ptx::{V4, lg2_approx, rcp_approx},
@@ -75,8 +75,8 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
     unsafe {
         let (h, b) = (block_idx_x(), block_idx_y());
         let (tid, warp, lane) = (thread_idx_x() as usize, thread_idx_x() / 32, lane_id());
-        let row =
-            Row::new(arena, block_table, seqs, lens, b, h, Geometry { layer, layers, kv_heads, max_blocks });
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let row = cache.row(b, h);
         let head = (b * kv_heads + h) as usize;
         let heads = group as usize;
         let shared = dynamic_shared::<T>();
