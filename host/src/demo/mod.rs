@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use psa::eval::{ReplayOptions, Truth};
 use psa::traces::Traces;
-use psa::{Device, Forced};
+use psa::{BlockLimits, Device, Forced};
 
 use crate::cli::{CliError, Progress, Verdict};
 
@@ -70,6 +70,7 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
         options: ReplayOptions {
             device: Device::cpu(),
             forced: Forced::default(),
+            limits: BlockLimits::default(),
             queries: None,
             keep: false,
         },

@@ -103,7 +103,10 @@ pub fn estimator(format: MirrorFormat, shape: &Shape) -> Box<dyn Estimator> {
         Mirror::Bits2 => Box::new(planes::Planes::new(2, group, head_dim)),
         Mirror::Bits4 => Box::new(planes::Planes::new(4, group, head_dim)),
         Mirror::Bits8 => Box::new(planes::Planes::new(8, group, head_dim)),
-        Mirror::Nested => Box::new(planes::Nested(planes::Planes::new(4, group, head_dim))),
+        Mirror::Nested | Mirror::Nested8 => {
+            let fine = format.mirror.fine_bits() as usize;
+            Box::new(planes::Nested { planes: planes::Planes::new(2 * fine, group, head_dim), fine })
+        }
         Mirror::Box => Box::new(boxes::Boxes { head_dim, dtype }),
         Mirror::Mean => Box::new(summary::Mean { head_dim, dtype }),
         Mirror::Cuboid => Box::new(summary::Cuboid { head_dim, dtype }),
