@@ -6,7 +6,8 @@
 //! 0.9 of each key's deviation from the mean and noise of the same spread for the rest. That keeps the statistics of
 //! scores, and repeats every needle; it is no recording.
 //!
-//! `cargo run --release -p psa --example first_level -- [TRACES] [TOKENS] [QUERIES]`, by default the bundled ones, 4096, 64.
+//! `cargo run --release -p psa --example first_level -- [TRACES] [TOKENS] [QUERIES] [rules]`, by default the bundled ones, 4096,
+//! 64. With `rules`: what p0 and the size of a top-up cost, instead.
 
 use std::error::Error;
 use std::path::Path;
@@ -15,7 +16,6 @@ use psa::eval::quantile;
 use psa::traces::{Case, Traces};
 
 const P: f64 = 0.95;
-const CHUNK: usize = 8;
 const BLOCK: usize = 16;
 
 /// A case, its keys extended.
@@ -122,7 +122,8 @@ fn total(row: &[f32]) -> f32 {
     top + row.iter().map(|m| (m - top).exp2()).sum::<f32>().log2()
 }
 
-/// Blocks whose share of some head's total (by head), raised by `doubt` (log2, by head and block), exceeds `share`.
+/// Blocks (or groups) whose share of some head's total (by head), raised by `doubt` (log2, by head and block), exceeds
+/// `share` of the mean share.
 fn candidates(
     masses: &[Vec<f32>],
     totals: &[f32],
@@ -132,7 +133,7 @@ fn candidates(
     let mut any = vec![false; masses[0].len()];
     for (g, (row, total)) in masses.iter().zip(totals).enumerate() {
         for (b, any) in any.iter_mut().enumerate() {
-            *any |= row[b] + doubt(g, b) > total + share.log2();
+            *any |= row[b] + doubt(g, b) > total + (share / row.len() as f32).log2();
         }
     }
     any
@@ -153,8 +154,21 @@ struct Totals {
     missed: Vec<f64>,
 }
 
-/// Runs one context; `tokens` of a group.
-fn run(context: &Context, group: usize, p0: f64, mut estimate: Estimator<'_>, totals: &mut Totals) {
+/// How a step stops: the estimated mass that is planned for, and blocks of a top-up.
+#[derive(Clone, Copy)]
+struct Rule {
+    p0: f64,
+    chunk: usize,
+}
+
+/// Runs one context; `group` tokens have a page.
+fn run(
+    context: &Context,
+    group: usize,
+    Rule { p0, chunk }: Rule,
+    mut estimate: Estimator<'_>,
+    totals: &mut Totals,
+) {
     let (d, heads) = (context.d, context.group);
     for (query, &n) in context.queries.iter().zip(&context.visible) {
         let q: Vec<Vec<f32>> = query.chunks(d).map(<[f32]>::to_vec).collect();
@@ -194,7 +208,7 @@ fn run(context: &Context, group: usize, p0: f64, mut estimate: Estimator<'_>, to
             (0..heads).all(|g| sum(&exact, g, 0, count) * (1.0 - P) >= P * sum(&believed, g, count, blocks))
         };
         while count < blocks && !enough(count) {
-            count = (count + CHUNK).min(blocks);
+            count = (count + chunk).min(blocks);
         }
         totals.read += count as f64;
         totals.seen += blocks as f64;
@@ -219,7 +233,7 @@ fn mirror<'a>(context: &'a Context, bits: u32, group: usize, middle: bool) -> Es
 }
 
 /// Planes of `planes` bits each; plane i + 1 is read of blocks whose estimate by the first i + 1, raised by `looks[i].0`
-/// standard deviations, exceeds the share `looks[i].1` of the total by the estimates so far, or (`stale`) by those of the
+/// standard deviations, exceeds `looks[i].1` of the mean share by the estimates so far, or (`stale`) by those of the
 /// step before: then one pass over the pages is enough, because the threshold is known beforehand.
 fn nested<'a>(
     context: &'a Context,
@@ -327,7 +341,7 @@ fn product<'a>(context: &'a Context, sub: usize, group: usize) -> Estimator<'a> 
 }
 
 /// Groups whose normal model (mean and variance of each channel), raised by `doubt` standard deviations, stays below
-/// `share` are not read at all; the others as `inner` has them.
+/// `share` of the mean are not read at all; the others as `inner` has them.
 fn skipping<'a>(
     context: &'a Context,
     group: usize,
@@ -381,7 +395,7 @@ fn skipping<'a>(
     })
 }
 
-/// Blocks whose share was below `share` when they were last scored are scored again only every `every` steps; until then
+/// Blocks whose share was below `share` of the mean when they were last scored are scored again only every `every` steps; until then
 /// they keep their old masses.
 fn remembering<'a>(every: usize, share: f32, mut inner: Estimator<'a>) -> Estimator<'a> {
     let (mut step, mut old): (usize, Vec<Vec<f32>>) = (0, vec![]);
@@ -446,6 +460,29 @@ fn extend(case: &Case, scale: f32, tokens: usize, queries: usize) -> Context {
     }
 }
 
+/// Makes an estimator of a context.
+type Make = Box<dyn for<'a> Fn(&'a Context) -> Estimator<'a>>;
+
+/// What the stop costs: a block at a time, and two launches at some p0 and chunks.
+fn rules() -> Vec<(String, usize, Rule, Make)> {
+    let mut rows: Vec<(String, usize, Rule, Make)> = vec![];
+    for (p0, chunk) in
+        [(0.0, 1), (0.90, 8), (0.93, 8), (0.95, 8), (0.96, 8), (0.97, 8), (0.95, 4), (0.95, 16)]
+    {
+        let makes: [(&str, Make); 3] = [
+            ("2 bits", Box::new(|c| mirror(c, 2, 64, false))),
+            ("4 bits", Box::new(|c| mirror(c, 4, 64, false))),
+            ("2 + 2", Box::new(|c| nested(c, &[2, 2], 64, false, &[(1.0, 0.5)], false))),
+        ];
+        for (name, make) in makes {
+            let rule =
+                if p0 == 0.0 { "a block at a time".to_string() } else { format!("p0 {p0}, chunk {chunk}") };
+            rows.push((format!("{name}: {rule}"), 64, Rule { p0, chunk }, make));
+        }
+    }
+    rows
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/traces.safetensors");
@@ -464,9 +501,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         "| first level | KV read | metadata | total | missed p99 | max | topped up |\n|---|---|---|---|---|---|---|"
     );
 
-    type Make = Box<dyn for<'a> Fn(&'a Context) -> Estimator<'a>>;
-    let mut rows: Vec<(String, usize, f64, Make)> = vec![];
-    let mut row = |name: String, group: usize, p0: f64, make: Make| rows.push((name, group, p0, make));
+    let mut rows: Vec<(String, usize, Rule, Make)> = vec![];
+    let mut row = |name: String, group: usize, p0: f64, make: Make| {
+        rows.push((name, group, Rule { p0, chunk: 8 }, make));
+    };
     row(
         "true masses".into(),
         64,
@@ -488,23 +526,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     row("2 bits, middles".into(), 64, 0.96, Box::new(|c| mirror(c, 2, 64, true)));
     for (group, doubt, share) in [
-        (64, 2.0, 5e-4),
-        (64, 2.0, 2e-3),
-        (64, 1.0, 1e-3),
-        (64, 1.0, 2e-3),
-        (64, 1.0, 5e-3),
-        (64, 0.0, 2e-3),
-        (128, 1.0, 2e-3),
+        (64, 2.0, 0.125),
+        (64, 2.0, 0.5),
+        (64, 1.0, 0.25),
+        (64, 1.0, 0.5),
+        (64, 1.0, 1.0),
+        (64, 0.0, 0.5),
+        (128, 1.0, 0.5),
     ] {
-        let name = format!("2 + 2, groups of {group}, {doubt} sigma, {share:e}");
+        let name = format!("2 + 2, groups of {group}, {doubt} sigma, {share}");
         row(name, group, P, Box::new(move |c| nested(c, &[2, 2], group, false, &[(doubt, share)], false)));
     }
-    for share in [2e-3, 1e-3] {
-        let name = format!("2 + 2, 1 sigma, {share:e} of the step before's total");
+    for share in [0.5, 0.25] {
+        let name = format!("2 + 2, 1 sigma, {share} of the step before's total");
         row(name, 64, P, Box::new(move |c| nested(c, &[2, 2], 64, false, &[(1.0, share)], true)));
     }
-    for (a, b) in [((1.0, 5e-4), (1.0, 2e-3)), ((1.0, 2e-3), (1.0, 2e-3)), ((1.0, 2e-3), (1.0, 5e-3))] {
-        let name = format!("1 + 1 + 2, 1 sigma, {:e}, {:e}", a.1, b.1);
+    for (a, b) in [((1.0, 0.125), (1.0, 0.5)), ((1.0, 0.5), (1.0, 0.5)), ((1.0, 0.5), (1.0, 1.0))] {
+        let name = format!("1 + 1 + 2, 1 sigma, {}, {}", a.1, b.1);
         row(name, 64, P, Box::new(move |c| nested(c, &[1, 1, 2], 64, true, &[a, b], false)));
     }
     for (bits, part) in [(4, 0.5), (2, 0.5), (4, 0.25)] {
@@ -517,32 +555,33 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     row("product quantisation, 8 channels a byte".into(), 64, P, Box::new(|c| product(c, 8, 64)));
     row("product quantisation, 4 channels a byte".into(), 64, P, Box::new(|c| product(c, 4, 64)));
-    for (doubt, share) in [(2.0, 1e-4), (1.0, 1e-3)] {
-        let name = format!("groups skipped by mean + variance, {doubt} sigma, {share:e}; then 2 + 2");
+    for (doubt, share) in [(2.0, 0.01), (1.0, 0.1)] {
+        let name = format!("groups skipped by mean + variance, {doubt} sigma, {share}; then 2 + 2");
         row(
             name,
             64,
             P,
             Box::new(move |c| {
-                skipping(c, 64, doubt, share, nested(c, &[2, 2], 64, false, &[(1.0, 2e-3)], false))
+                skipping(c, 64, doubt, share, nested(c, &[2, 2], 64, false, &[(1.0, 0.5)], false))
             }),
         );
     }
-    for (every, share) in [(2, 2e-4), (4, 2e-4), (8, 2e-4), (4, 1e-3)] {
-        let name = format!("2 + 2, blocks below {share:e} scored every {every} steps");
+    for (every, share) in [(2, 0.05), (4, 0.05), (8, 0.05)] {
+        let name = format!("2 + 2, blocks below {share} scored every {every} steps");
         row(
             name,
             64,
             P,
-            Box::new(move |c| {
-                remembering(every, share, nested(c, &[2, 2], 64, false, &[(1.0, 2e-3)], false))
-            }),
+            Box::new(move |c| remembering(every, share, nested(c, &[2, 2], 64, false, &[(1.0, 0.5)], false))),
         );
     }
-    for (name, group, p0, make) in &rows {
+    if arguments.get(3).is_some_and(|what| what == "rules") {
+        rows = rules();
+    }
+    for (name, group, rule, make) in &rows {
         let mut totals = Totals::default();
         for context in &contexts {
-            run(context, *group, *p0, make(context), &mut totals);
+            run(context, *group, *rule, make(context), &mut totals);
         }
         let (kv, metadata) = (totals.read / totals.seen, totals.bytes / totals.kv);
         println!(

@@ -108,7 +108,7 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
     if nested {
         for (g, query) in queries.iter().enumerate() {
             let row = &scores.log_mass[g * width..][..view.blocks()];
-            let threshold = threshold(row);
+            let threshold = threshold(row, !bounds.is_empty());
             for group in 0..pages {
                 let doubt = match bounds.get(g * pages + group) {
                     Some(bound) => bound.slack,
