@@ -345,7 +345,8 @@ fn a_plan_outlives_its_sequence_without_harm() {
 
 #[test]
 fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
-    let grammar = "use dense, top-k:F, top-p:M, progressive:M, quest:F or oracle:M";
+    let grammar =
+        "use dense, top-k:F, top-p:M, progressive:M, certified:E, quest:F, mean:F, cuboid:F or oracle:M";
     for (text, expected) in [
         ("", grammar),
         ("DENSE", grammar),

@@ -109,7 +109,7 @@ impl Backend for Reference {
                     limit: (step.budget[b] as usize).min(view.blocks()),
                     rounding: rounding.as_deref(),
                 };
-                let merged = merge::merge(&view, &queries, d, &plan, &log_mass, read, stop);
+                let merged = merge::merge(&view, (q, step.scale), &queries, d, &plan, &log_mass, read, stop);
 
                 for (g, head) in merged.heads.iter().enumerate() {
                     let out = &mut result.out[(row * group + g) * d..][..d];
