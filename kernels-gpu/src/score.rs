@@ -46,6 +46,8 @@ pub const fn grid_x(tokens: usize) -> usize {
 /// name a slot for every block and a page for every full group.
 #[kernel(
     block = 128,
+    // Without it ptxas aims at 8 CTAs at 64 dims and spills for sm_100 and sm_120.
+    min_blocks_per_sm = if D == 64 { 7 } else { 5 },
     dynamic_shared = shared_bytes(D),
     instances(T in [bf16, f16], D in [64, 128], P in [1, 2]),
     grid = (let quarters, kv_heads, let batch),
