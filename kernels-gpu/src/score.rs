@@ -23,7 +23,7 @@ use {
     cuda_std::ptx::{V4, dp2a_hi_s32_u32, dp2a_lo_s32_u32},
     cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, thread_idx_x},
-    cuda_std::warp::{lane_id, shfl_xor_f32, sync_warp},
+    cuda_std::warp::{group_max_f32, group_sum_f32, lane_id, sync_warp},
 };
 
 /// Warps of a CTA, each with a group of its own.
@@ -46,6 +46,8 @@ pub const fn grid_x(tokens: usize) -> usize {
 /// name a slot for every block and a page for every full group.
 #[kernel(
     block = 128,
+    // Without it ptxas aims at 8 CTAs at 64 dims and spills for sm_100 and sm_120.
+    min_blocks_per_sm = if D == 64 { 7 } else { 5 },
     dynamic_shared = shared_bytes(D),
     instances(T in [bf16, f16], D in [64, 128], P in [1, 2]),
     grid = (let quarters, kv_heads, let batch),
@@ -129,11 +131,8 @@ pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
                 let magnitude = products[k].abs();
                 peak = if magnitude > peak { magnitude } else { peak };
             });
-            cuda_std::unroll!(s < 5, max 6, {
-                zero += shfl_xor_f32(zero, 16 >> s);
-                let other = shfl_xor_f32(peak, 16 >> s);
-                peak = if other > peak { other } else { peak };
-            });
+            zero = group_sum_f32::<32>(zero);
+            peak = group_max_f32::<32>(peak);
             let unit = Unit::of_peak(peak);
             cuda_std::unroll!(k < D / 32, max 4, {
                 weights.cast::<u16>().add((lane + 32 * k) as u32).write(unit.weight(products[k]) as u16);
@@ -305,15 +304,8 @@ impl<T: KvElement> Task<T> {
     #[inline(always)]
     unsafe fn store_block(&self, g: u32, token: usize, score: f32) {
         unsafe {
-            let mut m = score;
-            cuda_std::unroll!(s < 4, max 4, {
-                let other = shfl_xor_f32(m, 8 >> s);
-                m = if other > m { other } else { m };
-            });
-            let mut sum = exp2(score - m);
-            cuda_std::unroll!(s < 4, max 4, {
-                sum += shfl_xor_f32(sum, 8 >> s);
-            });
+            let m = group_max_f32::<16>(score);
+            let sum = group_sum_f32::<16>(exp2(score - m));
             if token % BLOCK == 0 {
                 self.store(g, (token / BLOCK) as u32, m + log2(sum));
             }
