@@ -21,7 +21,7 @@ fn lop3_is_its_table_for_all_256_of_them() {
         t(
             &format!("lop3.b32 %r0, %r1, %r2, %r3, {lut};"),
             &[0xf0, 0xcc, 0xaa],
-            lut * 0x01 | if lut & 1 != 0 { 0xffff_ff00 } else { 0 },
+            lut | if lut & 1 != 0 { 0xffff_ff00 } else { 0 },
         );
     }
     t("lop3.or.b32 %r3|%p0, %r1, %r2, 0, 0xc0, %p4;", &[0xf0, 0x0f, 0, 0], 0);

@@ -37,6 +37,7 @@ pub mod store;
 pub mod telemetry;
 pub mod traces;
 
+mod budget;
 mod cache;
 mod decode;
 mod element;
@@ -46,8 +47,9 @@ mod policy;
 mod shape;
 
 pub use backend::Device;
+pub use budget::SharedBudget;
 pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
-pub use decode::{DecodePlan, HeadRead, HeadReport, Path, Report};
+pub use decode::{BlockLimits, DecodePlan, HeadRead, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;
 pub use mirror::{Mirror, MirrorFormat, QUANT_GROUPS};

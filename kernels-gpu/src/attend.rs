@@ -17,7 +17,7 @@ use {
     crate::layout::splits,
     crate::pages::Pages,
     crate::parts::{Column, WarpParts},
-    crate::row::{Geometry, Row},
+    crate::row::Cache,
     crate::stream::{Queries, Stream},
     cuda_std::shared::dynamic_shared,
     cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, sync_threads, thread_idx_x},
@@ -29,8 +29,8 @@ pub const WARPS: usize = 4;
 /// Threads of a CTA.
 pub const THREADS: usize = 32 * WARPS;
 
-/// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128).
-/// Three CTAs fit an SM from sm_80 (164 KiB: two) to sm_90 (228 KiB), with 96 KiB in flight there.
+/// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128). A CTA
+/// takes 64 KiB, so an SM holds three on sm_90 and sm_100, two on sm_80, one on sm_86, 89 and 120.
 pub const fn warp_bytes(head_dim: usize) -> usize {
     stages(head_dim) * slot_elements(head_dim) * 2
 }
@@ -107,8 +107,8 @@ pub unsafe fn attend<T: KvElement, const D: usize>(
 ) {
     unsafe {
         let (split, h, b) = (block_idx_x(), block_idx_y(), block_idx_z());
-        let row =
-            Row::new(arena, block_table, seqs, lens, b, h, Geometry { layer, layers, kv_heads, max_blocks });
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let row = cache.row(b, h);
         let splits = splits(row.blocks() as usize) as u32;
         if split >= splits {
             return;

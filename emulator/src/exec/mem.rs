@@ -138,7 +138,7 @@ impl Machine<'_> {
                         for lane in 0..32 {
                             let off = addr[lane].wrapping_sub(a.base);
                             let active = mask >> lane & 1 != 0;
-                            ok &= !active | (off <= last && !misaligned(addr[lane]));
+                            ok &= !active | ((off <= last) & !misaligned(addr[lane]));
                             s.offset[lane] = off as usize;
                         }
                         if ok {
@@ -163,6 +163,19 @@ impl Machine<'_> {
                     Space::Local => u64::from(self.l.prog.local_bytes),
                     _ => self.l.params.len() as u64,
                 };
+                if space != Space::Local && total as u64 <= limit && !(write && space == Space::Param) {
+                    let last = limit - total as u64;
+                    let mut ok = true;
+                    for lane in 0..32 {
+                        let a = addr[lane];
+                        ok &= (mask >> lane & 1 == 0) | ((a <= last) & !misaligned(a));
+                        s.offset[lane] = a as usize;
+                    }
+                    if ok {
+                        s.ok = mask;
+                        return s;
+                    }
+                }
                 let (mut outside, mut crooked) = (0u32, 0u32);
                 let stride = if space == Space::Local { self.l.prog.local_bytes as usize } else { 0 };
                 for lane in lanes(mask) {

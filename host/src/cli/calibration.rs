@@ -14,7 +14,7 @@ const HEAD: f64 = 74.0;
 const LINE: f64 = 19.0;
 /// Cells of an axis in which points are drawn once: 4 pixels, about a marker's radius.
 const CELLS: f64 = 160.0;
-/// Least share on an axis; f32 masses resolve no less than 1e-7.
+/// Least share on an axis, and least difference that counts: beliefs come from f32 attention, good to about 1e-6.
 const LEAST: f64 = 1e-5;
 
 /// One policy's audits.
@@ -34,7 +34,7 @@ pub struct Calibration {
 impl Calibration {
     /// The picture as SVG.
     pub fn draw(&self) -> String {
-        let height = HEAD + CHART + LINE * self.runs.len() as f64 + 16.0;
+        let height = HEAD + CHART + LINE * self.runs.len() as f64 + 20.0;
         let title = "Missed softmax mass: believed and true";
         let mut svg = Svg::new(WIDTH, height, title);
         svg.heading((28.0, 34.0), 18.0, Anchor::Start, title);
@@ -42,7 +42,7 @@ impl Calibration {
         svg.note((28.0, 56.0), 13.0, Anchor::Start, what);
         self.chart().draw(&mut svg, Rect { x: 24.0, y: HEAD, width: WIDTH - 48.0, height: CHART });
         for (i, run) in self.runs.iter().enumerate() {
-            let y = HEAD + CHART + LINE * (i as f64 + 0.8);
+            let y = HEAD + CHART + LINE * (i as f64 + 1.0);
             svg.note((28.0, y), 13.0, Anchor::Start, &summary(run));
         }
         svg.finish()
@@ -91,7 +91,7 @@ fn summary(run: &Points) -> String {
         return format!("{}: nothing was audited", run.name);
     }
     let (believed, truth): (Vec<f64>, Vec<f64>) = run.missed.iter().copied().unzip();
-    let above = run.missed.iter().filter(|(b, t)| t > b).count() as f64 / run.missed.len() as f64;
+    let above = run.missed.iter().filter(|(b, t)| *t > b + LEAST).count() as f64 / run.missed.len() as f64;
     format!(
         "{}: believed {:.4}, true {:.4} in the mean, {:.4} at p99; {:.1} % of {} above the diagonal",
         run.name,
