@@ -58,6 +58,7 @@ fn help_of_every_command_has_examples() {
         &["demo", "--help"],
         &["eval", "--help"],
         &["info", "--help"],
+        &["lengths", "--help"],
         &["match", "--help"],
         &["record", "--help"],
         &["bench-report", "--help"],
