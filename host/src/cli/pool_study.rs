@@ -209,7 +209,7 @@ fn chart(records: &[StudyRecord]) -> Chart {
 fn demand(accesses: &Accesses, svg: &mut Svg, x: f64) {
     let heads = accesses.rows.iter().map(|row| row.kv_head + 1).max().unwrap_or(1);
     let wide = (360.0 / heads as f64).min(90.0);
-    svg.heading((x, 86.0), 15.0, Anchor::Start, "Blocks read in a step by layer and KV head (% of blocks)");
+    svg.heading((x, 86.0), 15.0, Anchor::Start, "Blocks read by layer and KV head (%)");
     // More layers would leave the picture.
     for (at, row) in accesses.rows.iter().enumerate().filter(|(_, row)| row.layer < 128) {
         let share = accesses.demand(at);
@@ -226,10 +226,5 @@ fn demand(accesses: &Accesses, svg: &mut Svg, x: f64) {
         }
     }
     let below = 100.0 + 14.0 * accesses.layers().min(128) as f64 + 18.0;
-    svg.note(
-        (x, below),
-        12.0,
-        Anchor::Start,
-        "a line is a layer, a column a KV head; cells without a number are above 40 %",
-    );
+    svg.note((x, below), 12.0, Anchor::Start, "% of the row's blocks in a step; no number: above 40 %");
 }

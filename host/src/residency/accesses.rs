@@ -142,7 +142,9 @@ impl Accesses {
     /// True where `bytes` say that they are in this format. Others may be psa-traces-v1.
     pub fn is_one(bytes: &[u8]) -> bool {
         SafeTensors::read_metadata(bytes).is_ok_and(|(_, header)| {
-            header.metadata().as_ref().is_some_and(|m| m.contains_key("format"))
+            let format = header.metadata().as_ref().and_then(|m| m.get("format"));
+            format.is_some_and(|format| format == FORMAT)
+                || header.info("acc").is_some()
                 || header.info("acc").is_some()
         })
     }
@@ -215,7 +217,7 @@ impl Accesses {
             .map(|r| Row { layer: r / kv_heads, kv_head: r % kv_heads, context })
             .collect();
         let mut new = Accesses {
-            origin: text("origin").unwrap_or_else(|| file()),
+            origin: text("origin").unwrap_or_else(&file),
             block_bytes: number("block_bytes", 1..1 << 30)?,
             steps,
             blocks: row_blocks,

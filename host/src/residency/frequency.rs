@@ -16,7 +16,7 @@ use super::lists::Lists;
 use super::{Entry, Residency};
 
 /// What a read is worth a step later. Tuned by `psa pool-study --decay` on the bundled reads: .85 to .95 differ by less
-/// than 5 % in misses at every capacity; the table is in docs/memory.md.
+/// than 6 % in misses at every capacity from .1 to .4; the table is in docs/memory.md.
 pub const DECAY: f64 = 0.9;
 
 /// Lists to a factor of e. Tuned likewise: coarse enough for ties, which help below a step's demand.
