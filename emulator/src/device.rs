@@ -6,7 +6,8 @@
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::hooks::Hooks;
-use crate::inst::Const;
+use crate::inst::{Const, Program};
+use crate::limits::{Limits, within};
 use crate::memory::Memory;
 use crate::module::{Kernel, Module};
 use crate::report::{Class, Counters, Finding, Report};
@@ -70,8 +71,8 @@ pub struct Options {
     pub buffers: bool,
     /// End a launch at its first finding, for those who ask only whether there is one.
     pub stop_at_finding: bool,
-    /// Bytes of device memory.
-    pub memory_bytes: u64,
+    /// How much a launch may ask for; that of device memory holds from the making of the device on.
+    pub limits: Limits,
 }
 
 impl Default for Options {
@@ -86,7 +87,7 @@ impl Default for Options {
             profile: false,
             buffers: false,
             stop_at_finding: false,
-            memory_bytes: 8 << 30,
+            limits: Limits::default(),
         }
     }
 }
@@ -170,7 +171,7 @@ pub struct Device {
 impl Device {
     /// A device without any memory in use.
     pub fn new(options: Options) -> Device {
-        let memory = Memory::new(options.memory_bytes);
+        let memory = Memory::new(options.limits.memory_bytes);
         Device { options, memory, modules: HashMap::new() }
     }
 
@@ -290,6 +291,26 @@ impl Device {
         }
         self.modules.insert(module.inner.id, at.clone());
         Ok(at)
+    }
+
+    /// How many CTAs may be under way at the same time.
+    fn resident(&self, program: &Program, config: &LaunchConfig, shared: u64) -> Result<usize> {
+        let limits = &self.options.limits;
+        let ctas = config.grid.iter().fold(1u64, |n, &g| n.saturating_mul(u64::from(g)));
+        within("ctas", ctas, limits.ctas, || format!("CTAs of a launch of kernel `{}`", program.name))?;
+        let threads: u64 = config.block.iter().map(|&b| u64::from(b)).product();
+        // Registers with the marks of what was written; local memory likewise; clocks of the race
+        // checker. Shared memory has 12 bytes a byte of records, and a mark a bit.
+        let warp = u64::from(program.slots) * 132
+            + u64::from(program.preds) * 8
+            + u64::from(program.local_bytes) * 36
+            + 6144;
+        let cta = threads.div_ceil(32).saturating_mul(warp).saturating_add(shared.saturating_mul(14));
+        within("state_bytes", cta, limits.state_bytes, || {
+            format!("bytes of registers, local and shared memory of one CTA of kernel `{}`", program.name)
+        })?;
+        let most = usize::try_from(limits.state_bytes / cta.max(1)).unwrap_or(usize::MAX);
+        Ok(self.options.resident_ctas.clamp(1, most.max(1)))
     }
 
     /// What does not fit about a launch.
@@ -418,7 +439,7 @@ impl Device {
             )
         };
         let total = u64::from(program.dynamic_at) + u64::from(config.shared_bytes);
-        let hopeless = total > 1 << 24;
+        let hopeless = total > u64::from(self.options.limits.shared_bytes);
         if let Some((_, problem)) = misfits.iter().find(|(k, _)| !checked && (fatal(k) || hopeless)) {
             return Err(Error::Launch { kernel: kernel.to_string(), problem: problem.clone() });
         }
@@ -452,6 +473,7 @@ impl Device {
                 buffers: Vec::new(),
             });
         }
+        let resident = self.resident(&program, &config, total)?;
         let addresses = self.load(module)?;
         let size = info.params.last().map_or(0, |p| p.offset + p.size);
         let mut params = vec![0u8; size as usize];
@@ -483,6 +505,7 @@ impl Device {
             dynamic: config.shared_bytes,
             options: &self.options,
             files: &module.inner.files,
+            resident,
             hooks: hooks.map(|h| h as &mut dyn Hooks),
         })?;
         Ok(Report {

@@ -79,10 +79,22 @@ pub enum Error {
         address: u64,
     },
     /// More memory than a device may have.
-    #[error("an allocation of {bytes} bytes is beyond the limit of {limit} bytes")]
+    #[error("an allocation of {bytes} bytes is beyond the limit of {limit} bytes (`memory_bytes` of Limits)")]
     OutOfMemory {
         /// Bytes asked for.
         bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// More than [`Limits`](crate::Limits) allows.
+    #[error("{what}: {value} is beyond the limit of {limit} (`{name}` of Limits)")]
+    Limit {
+        /// The field of `Limits`.
+        name: &'static str,
+        /// What there is too much of, with its place.
+        what: String,
+        /// How much was asked for.
+        value: u64,
         /// The limit.
         limit: u64,
     },

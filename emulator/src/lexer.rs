@@ -284,12 +284,17 @@ impl<'a> Lexer<'a> {
 
 /// A token as named in messages.
 pub fn describe(t: Tok<'_>) -> String {
+    // A word may be as long as the file.
+    let short = |s: &str| match s.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &s[..end]),
+        None => s.to_string(),
+    };
     match t {
-        Tok::Word(w) => format!("`{w}`"),
+        Tok::Word(w) => format!("`{}`", short(w)),
         Tok::Int(v) => format!("`{v}`"),
         Tok::F32(v) => format!("`0f{v:08X}`"),
         Tok::F64(v) => format!("`0d{v:016X}`"),
-        Tok::Str(s) => format!("\"{s}\""),
+        Tok::Str(s) => format!("\"{}\"", short(s)),
         Tok::Punct(c) => format!("`{}`", c as char),
         Tok::Eof => "the end of the file".to_string(),
     }

@@ -81,10 +81,28 @@ impl DeviceCompiler {
 
     /// Builds a device crate and returns the compiler's PTX text, unfinished.
     pub fn build(&self, workspace: &Workspace, krate: &DeviceCrate) -> Result<String> {
-        let target_dir = workspace.device_target();
+        self.build_in(workspace, krate, workspace.device_target(), false)
+    }
+
+    /// As [`DeviceCompiler::build`], with a `.loc` before every change of source line.
+    pub fn build_with_lines(&self, workspace: &Workspace, krate: &DeviceCrate) -> Result<String> {
+        self.build_in(workspace, krate, workspace.target().join("psa-device-lines"), true)
+    }
+
+    fn build_in(
+        &self,
+        workspace: &Workspace,
+        krate: &DeviceCrate,
+        target_dir: PathBuf,
+        lines: bool,
+    ) -> Result<String> {
         let profile_dir = target_dir.join(TARGET).join("device");
         forget_last_build(&profile_dir, krate)?;
         let mut command = self.cargo();
+        if lines {
+            // Lines and nothing else: more would add `, debug` to the target, which switches optimisation off.
+            command.env("CARGO_PROFILE_DEVICE_DEBUG", "line-directives-only");
+        }
         command
             .current_dir(workspace.root())
             .env("CARGO_TARGET_DIR", &target_dir)

@@ -19,6 +19,17 @@ pub enum Error {
         /// How to get it.
         remedy: String,
     },
+    /// An argument or a file that cannot be used as it is.
+    #[error("{what}\n  remedy: {remedy}")]
+    Input {
+        /// What is wrong.
+        what: String,
+        /// What would be right.
+        remedy: String,
+    },
+    /// The kernels are not as good as pinned; the table has been printed.
+    #[error("{0}")]
+    Worse(String),
     /// A file operation failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -150,11 +161,13 @@ impl Error {
             | Error::StaleSource(_)
             | Error::Bindings(_)
             | Error::BadPtx(_)
+            | Error::Worse(_)
             | Error::BadProgram { .. }
             | Error::TooLarge { .. }
             | Error::TestsFailed { .. }
             | Error::Unhealthy(_) => 1,
             Error::Missing { .. }
+            | Error::Input { .. }
             | Error::Install { .. }
             | Error::Io { .. }
             | Error::Spawn { .. }

@@ -1,4 +1,4 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | generate | gpu-bundle | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | generate | gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -10,10 +10,14 @@ mod doctor;
 mod error;
 mod generate;
 mod gpu_bundle;
+mod inspect;
 mod pipeline;
 mod process;
 mod ptx;
 mod ptxas;
+mod ratchet;
+mod rust_cuda;
+mod sass;
 mod setup;
 mod suite;
 mod summary;
@@ -73,7 +77,8 @@ enum Task {
     #[command(
         after_help = "Examples:\n  cargo xtask build-ptx                     write kernels-gpu/ptx\n  \
                             cargo xtask build-ptx --check             fail if the committed files are not what the sources give\n  \
-                            cargo xtask build-ptx --check --verify    also assemble for every GPU generation; fail on a spill"
+                            cargo xtask build-ptx --check --verify    also assemble for every GPU generation; fail on a spill\n  \
+                            cargo xtask build-ptx --backend rust-cuda  through rust-cuda's cuda_builder; says what it needs"
     )]
     BuildPtx {
         /// Compare with the committed files instead of writing them
@@ -82,6 +87,49 @@ enum Task {
         /// Assemble with ptxas for sm_80, 86, 89, 90, 100 and 120, show registers and spills
         #[arg(long)]
         verify: bool,
+        /// Who compiles: stock rustc, or rust-cuda's back end where there is one (docs/rust-cuda.md)
+        #[arg(long, value_enum, default_value = "stock", conflicts_with_all = ["check", "verify"])]
+        backend: Backend,
+    },
+    /// Compare every kernel's cost with the pinned table: it may only improve
+    #[command(
+        after_help = "Examples:\n  cargo xtask ratchet                        fails if a number got worse\n  \
+                            cargo xtask ratchet --bless                pin what got better, new kernels, new tools\n  \
+                            cargo xtask ratchet --bless --allow-worse \"a third stage: 12 registers, 9 % less time\"\n\n\
+                            Registers, spills, stack, shared memory and machine instructions of the committed PTX on every target,\n\
+                            and what the emulator counts in a small launch of each entry. Needs ptxas: `cargo xtask setup --for build-ptx`."
+    )]
+    Ratchet {
+        /// Pin the numbers of now; refuses if any got worse
+        #[arg(long)]
+        bless: bool,
+        /// With --bless: pin numbers that got worse too, for this reason, which stays in the file
+        #[arg(long, value_name = "REASON", requires = "bless")]
+        allow_worse: Option<String>,
+    },
+    /// Show one kernel's code under its Rust lines, its resources and instruction mix
+    #[command(
+        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128_g4                 machine code, sm_90; `>` marks the main loop\n  \
+                            cargo xtask inspect attend_bf16_d128_g4 --src --sm 120  Rust lines, how many instructions each became\n  \
+                            cargo xtask inspect score_f16_d64_p1 --ptx              PTX\n\n\
+                            Needs ptxas and nvdisasm, and the device compiler for the lines: `cargo xtask setup --for build-ptx`.\n\
+                            An instruction of core or of a macro counts for the line of this workspace before it."
+    )]
+    Inspect {
+        /// The entry, as attend_bf16_d128_g4; a wrong name lists the near ones
+        kernel: String,
+        /// Compute capability: 80, 86, 89, 90, 100 or 120
+        #[arg(long, value_name = "SM", default_value_t = 90)]
+        sm: u32,
+        /// List machine code (the default)
+        #[arg(long)]
+        sass: bool,
+        /// List PTX
+        #[arg(long, conflicts_with = "sass")]
+        ptx: bool,
+        /// List Rust lines with their counts of instructions
+        #[arg(long, conflicts_with_all = ["sass", "ptx"])]
+        src: bool,
     },
     /// Write the forwarding functions of cuda-shim from cust_raw's bindings
     #[command(
@@ -127,12 +175,35 @@ enum Task {
     },
 }
 
+/// Who turns the kernels into PTX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Backend {
+    /// rustc's own NVPTX back end.
+    Stock,
+    /// rust-cuda's rustc_codegen_nvvm, through its cuda_builder.
+    RustCuda,
+}
+
 fn main() -> ExitCode {
     let workspace = Workspace::locate();
     let outcome = match Cli::parse().task {
         Task::Setup { purpose } => setup::setup(&workspace, purpose),
         Task::Doctor { json } => doctor::doctor(&workspace, json),
-        Task::BuildPtx { check, verify } => ptx::build_ptx(&workspace, ptx::Options { check, verify }),
+        Task::BuildPtx { backend: Backend::RustCuda, .. } => rust_cuda::build(&workspace),
+        Task::BuildPtx { check, verify, backend: Backend::Stock } => {
+            ptx::build_ptx(&workspace, ptx::Options { check, verify })
+        }
+        Task::Ratchet { bless, allow_worse } => {
+            ratchet::ratchet(&workspace, &ratchet::Options { bless, allow_worse })
+        }
+        Task::Inspect { kernel, sm, sass: _, ptx, src } => {
+            let view = match (ptx, src) {
+                (true, _) => inspect::View::Ptx,
+                (_, true) => inspect::View::Source,
+                _ => inspect::View::Sass,
+            };
+            inspect::inspect(&workspace, &kernel, sm, view)
+        }
         Task::Generate { check } => generate::generate(&workspace, check),
         Task::GpuBundle { out, selftest } => {
             gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })

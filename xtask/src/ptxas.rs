@@ -65,28 +65,46 @@ pub fn verify(workspace: &Workspace, ptx: &Path) -> Result<()> {
 }
 
 /// The targets are independent and take seconds each: as many at a time as there are cores.
-fn assemble_all(ptxas: &Path, ptx: &Path) -> Result<Vec<(u32, Report)>> {
+pub fn each_target<T: Send>(work: impl Fn(u32) -> Result<T> + Sync) -> Result<Vec<(u32, T)>> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let mut reports = Vec::new();
+    let mut results = Vec::new();
     for batch in TARGETS.chunks(cores) {
-        let batch: Vec<Result<Report>> = std::thread::scope(|scope| {
-            let started: Vec<_> =
-                batch.iter().map(|&sm| scope.spawn(move || assemble(ptxas, ptx, sm))).collect();
+        let batch: Vec<Result<T>> = std::thread::scope(|scope| {
+            let work = &work;
+            let started: Vec<_> = batch.iter().map(|&sm| scope.spawn(move || work(sm))).collect();
             started
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
         });
-        for report in batch {
-            reports.push((TARGETS[reports.len()], report?));
+        for result in batch {
+            results.push((TARGETS[results.len()], result?));
         }
     }
-    Ok(reports)
+    Ok(results)
 }
 
-fn assemble(ptxas: &Path, ptx: &Path, sm: u32) -> Result<Report> {
+fn assemble_all(ptxas: &Path, ptx: &Path) -> Result<Vec<(u32, Report)>> {
+    each_target(|sm| assemble(ptxas, ptx, sm, Path::new("/dev/null"), false))
+}
+
+/// The version that `ptxas --version` says, as `13.5.37`.
+pub fn version(ptxas: &Path) -> Result<String> {
+    let said = process::answer(ptxas, &["--version"]).unwrap_or_default();
+    let number = said.lines().find_map(|line| line.rsplit_once(", V").map(|(_, number)| number.trim()));
+    number.map(str::to_owned).ok_or_else(|| Error::Missing {
+        what: format!("{} does not say its version", ptxas.display()),
+        remedy: "delete target/psa-tools/cuda and run `cargo xtask setup --for build-ptx`".into(),
+    })
+}
+
+/// Assembles for one target; with `lines`, the cubin keeps the PTX's line information.
+pub fn assemble(ptxas: &Path, ptx: &Path, sm: u32, cubin: &Path, lines: bool) -> Result<Report> {
     let mut command = Command::new(ptxas);
-    command.arg(format!("--gpu-name=sm_{sm}")).args(["--verbose", "--output-file", "/dev/null"]).arg(ptx);
+    command.arg(format!("--gpu-name=sm_{sm}")).arg("--verbose").arg("--output-file").arg(cubin).arg(ptx);
+    if lines {
+        command.arg("--generate-line-info");
+    }
     let output = command.output().map_err(|source| process::spawn_error(&command, source))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {

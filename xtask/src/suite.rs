@@ -1,8 +1,9 @@
 //! `test`: every check of the project in stages, with one summary line at the end.
 //!
 //! Stages: the crates that build with cargo alone; the PyTorch oracle; the committed PTX against its sources
-//! and against ptxas; the GPU bundle. A stage that breaks without a failed test (a compile error, stale PTX) counts as
-//! one failure, so that the summary never reads as a success. Later stages run all the same.
+//! and against ptxas; the ratchet; the GPU bundle. A stage that breaks without a failed test (a compile error,
+//! stale PTX) counts as one failure, so that the summary never reads as a success. Later stages run all the
+//! same.
 
 use std::io::Write;
 use std::path::Path;
@@ -15,7 +16,7 @@ use crate::ptx::{self, Options};
 use crate::setup::{CUDA_TOOLS, LIBTORCH, Purpose};
 use crate::summary::Summary;
 use crate::workspace::Workspace;
-use crate::{gpu_bundle, process, setup};
+use crate::{gpu_bundle, process, ratchet, setup};
 
 /// The crate that needs libtorch; it is no default member.
 const TORCH_PACKAGE: &str = "psa-torch-oracle";
@@ -53,6 +54,15 @@ pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
         suite.heading(
             "committed PTX: not checked, the device compiler or ptxas is missing (`cargo xtask setup --for build-ptx`)",
         );
+    }
+
+    if CUDA_TOOLS.installed(workspace) {
+        suite.heading("ratchet: what every kernel costs, against the pinned table");
+        if let Err(error) = ratchet::ratchet(workspace, &ratchet::Options::default()) {
+            suite.broken(&error.to_string());
+        }
+    } else {
+        suite.heading("ratchet: not run, ptxas is missing (`cargo xtask setup --for build-ptx`)");
     }
 
     if quick {

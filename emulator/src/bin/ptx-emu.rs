@@ -5,8 +5,9 @@
 //! line and nothing else.
 
 use clap::{Parser, Subcommand};
-use ptx_emulator::{Checks, LaunchFile, Module, Options, listing, parse_checks, run_file};
-use std::path::PathBuf;
+use ptx_emulator::{Checks, Error, LaunchError, Limits, Module, Options, listing, parse_checks, read_launch};
+use serde_json::json;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -48,6 +49,9 @@ enum Command {
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
+        /// Another upper limit on what text and run may ask for; can be given several times
+        #[arg(long, value_name = "NAME=N")]
+        limit: Vec<String>,
     },
     /// Remarks on PTX text: generic accesses, local memory, leftover LLVM intrinsics and markers
     #[command(
@@ -73,13 +77,17 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { launch, json, seed, check, max_steps, profile, sm } => {
+        Command::Run { launch, json, seed, check, max_steps, profile, sm, limit } => {
             let checks: Option<Checks> = match check.as_deref().map(|c| parse_checks(c.split(','))) {
                 Some(Ok(c)) => Some(c),
                 Some(Err(e)) => return fail(&e),
                 None => None,
             };
-            let mut options = Options { seed, sm, profile, ..Options::default() };
+            let limits = match limits(&limit) {
+                Ok(l) => l,
+                Err(e) => return fail(&e),
+            };
+            let mut options = Options { seed, sm, profile, limits, ..Options::default() };
             if let Some(m) = max_steps {
                 options.max_steps = m;
             }
@@ -95,10 +103,41 @@ fn fail(message: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(launch: &std::path::Path, checks: Option<Checks>, options: Options, json: bool) -> ExitCode {
-    let report = match run_file(launch, checks, options) {
+/// The default limits, with those of `--limit NAME=N`.
+fn limits(given: &[String]) -> Result<Limits, String> {
+    let mut limits = Limits::default();
+    for text in given {
+        let (name, value) = text
+            .split_once('=')
+            .ok_or_else(|| format!("--limit {text}: NAME=N is expected, e.g. memory_bytes=1000000"))?;
+        let value = value.parse().map_err(|_| format!("--limit {text}: `{value}` is no number"))?;
+        limits.set(name, value).map_err(|e| format!("--limit {text}: {e}"))?;
+    }
+    Ok(limits)
+}
+
+fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool) -> ExitCode {
+    let at = |e: &dyn std::fmt::Display| format!("{}: {e}", launch.display());
+    let (file, mut disk) = match read_launch(launch) {
+        Ok(f) => f,
+        Err(e @ LaunchError::Io { .. }) => return fail(&e.to_string()),
+        Err(e) => return fail(&at(&e)),
+    };
+    let limits = options.limits.clone();
+    let report = match file.run(&mut disk, checks, options) {
         Ok(r) => r,
-        Err(e) => return fail(&e.to_string()),
+        // The kernel went astray with the checker off that would have said more.
+        Err(LaunchError::Emulator { source: e @ Error::IllegalAddress { .. }, .. }) => {
+            eprintln!("ptx-emu: {e}");
+            if json {
+                println!(
+                    "{}",
+                    json!({"kernel": file.kernel, "completed": false, "findings": [], "error": e.to_string()})
+                );
+            }
+            return ExitCode::from(1);
+        }
+        Err(e) => return fail(&at(&e)),
     };
     for f in &report.findings {
         eprintln!("ptx-emu: {f}");
@@ -128,36 +167,27 @@ fn run(launch: &std::path::Path, checks: Option<Checks>, options: Options, json:
         );
     }
     if !json && !report.profile.is_empty() {
-        match launch_text(launch) {
+        match file.ptx_text(&mut disk, &limits) {
             Ok(text) => print!("{}", listing(&text, &report.profile)),
-            Err(e) => return fail(&e),
+            Err(e) => return fail(&at(&e)),
         }
     }
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-/// The PTX a launch file names.
-fn launch_text(launch: &std::path::Path) -> Result<String, String> {
-    let say = |e: &dyn std::fmt::Display| format!("{}: {e}", launch.display());
-    let text = std::fs::read_to_string(launch).map_err(|e| say(&e))?;
-    let file: LaunchFile = serde_json::from_str(&text).map_err(|e| say(&e))?;
-    let dir = launch.parent().unwrap_or(std::path::Path::new("."));
-    std::fs::read_to_string(dir.join(file.ptx)).map_err(|e| say(&e))
-}
-
-fn module(file: &std::path::Path) -> Result<Module, String> {
+fn module(file: &Path) -> Result<Module, String> {
     let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
     Module::parse(&text).map_err(|e| format!("{}: {e}", file.display()))
 }
 
-fn lint(file: &std::path::Path, json: bool) -> ExitCode {
+fn lint(file: &Path, json: bool) -> ExitCode {
     let remarks = match module(file) {
         Ok(m) => m.lint(),
         Err(e) => return fail(&e),
     };
     for r in &remarks {
         if json {
-            println!("{}", serde_json::json!(r));
+            println!("{}", json!(r));
         } else {
             println!("{r}");
         }
@@ -165,7 +195,7 @@ fn lint(file: &std::path::Path, json: bool) -> ExitCode {
     if remarks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-fn list(file: &std::path::Path, json: bool) -> ExitCode {
+fn list(file: &Path, json: bool) -> ExitCode {
     let module = match module(file) {
         Ok(m) => m,
         Err(e) => return fail(&e),
@@ -179,13 +209,13 @@ fn list(file: &std::path::Path, json: bool) -> ExitCode {
         outside |= problem.is_some();
         let params: Vec<String> = k.params.iter().map(|p| format!("{} {}", p.ty.name(), p.name)).collect();
         if json {
-            let record = serde_json::json!({
-                "kernel": k.name, "line": k.line, "params": k.params.iter().map(|p| serde_json::json!({
+            let record = json!({
+                "kernel": k.name, "line": k.line, "params": k.params.iter().map(|p| json!({
                     "name": p.name, "type": p.ty.name(), "size": p.size, "align": p.align, "offset": p.offset
                 })).collect::<Vec<_>>(),
                 "reqntid": k.reqntid, "maxntid": k.maxntid, "minnctapersm": k.minnctapersm, "maxnreg": k.maxnreg,
                 "registers": k.registers, "static_shared_bytes": shared,
-                "instructions": ops.iter().map(|(n, c)| (n.clone(), serde_json::json!(c))).collect::<serde_json::Map<_, _>>(),
+                "instructions": ops.iter().map(|(n, c)| (n.clone(), json!(c))).collect::<serde_json::Map<_, _>>(),
                 "outside": problem,
             });
             println!("{record}");

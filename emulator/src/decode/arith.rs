@@ -53,14 +53,27 @@ impl<'a> Decoder<'a> {
 
     pub(super) fn int_ty(&self, m: &mut Mods<'a>) -> Result<(Ty, u8, bool)> {
         let ty = self.need_ty(m)?;
-        if ty.is_float() || ty == Ty::Pred {
+        if ty.is_float() || ty == Ty::Pred || ty.bits() == 8 {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
         }
         Ok((ty, ty.bits() as u8, ty.is_signed()))
     }
 
-    pub(super) fn fm(&self, m: &mut Mods<'a>) -> Fm {
-        Fm { rnd: m.rnd().unwrap_or(Rnd::Rn), ftz: m.take("ftz"), sat: m.take("sat"), relu: m.take("relu") }
+    /// Takes the float attributes an instruction of type `ty` has; `fma` adds `.relu` for halves.
+    pub(super) fn fm(&self, m: &mut Mods<'a>, ty: Ty, fma: bool) -> Fm {
+        let (f16, bf16) = (matches!(ty, Ty::F16 | Ty::F16x2), matches!(ty, Ty::BF16 | Ty::BF16x2));
+        let rnd = if matches!(ty, Ty::F32 | Ty::F64) || bf16 && fma { m.rnd() } else { None };
+        if f16 || bf16 {
+            m.take("rn");
+        }
+        let sat = ty == Ty::F32 || f16 || ty == Ty::S32;
+        let relu = fma && (f16 || bf16) && m.take("relu");
+        Fm {
+            rnd: rnd.unwrap_or(Rnd::Rn),
+            ftz: (ty == Ty::F32 || f16) && m.take("ftz"),
+            sat: sat && !relu && m.take("sat"),
+            relu,
+        }
     }
 
     /// Decodes `m` if it is one of the instructions of this file.
@@ -71,12 +84,13 @@ impl<'a> Decoder<'a> {
             "addc" | "subc" => {
                 let out = m.take("cc");
                 let (ty, w, _) = self.int_ty(m)?;
+                self.wide_enough(m, ty)?;
                 self.carry(m, ops, ty, w, true, out)
             }
             "mul" | "mad" | "madc" | "mul24" | "mad24" => self.mul_mad(m, ops),
             "fma" => {
-                let fm = self.fm(m);
                 let ty = self.need_ty(m)?;
+                let fm = self.fm(m, ty, true);
                 match (ty, half_of(ty)) {
                     (Ty::F32, _) => self.same(m, ops, ty, 3, Alu::FFma(fm)),
                     (Ty::F64, _) => self.same(m, ops, ty, 3, Alu::DFma(fm.rnd)),
@@ -109,7 +123,9 @@ impl<'a> Decoder<'a> {
                         .position(|x| *x == s)
                 });
                 let ty = self.need_ty(m)?;
-                let Some(what) = what else { return self.unsupported(m.full, "property") };
+                let (Some(what), Ty::F32 | Ty::F64) = (what, ty) else {
+                    return self.unsupported(m.full, "property or type");
+                };
                 self.want(m, ops, 2)?;
                 let (p, _) = self.pred_pair(&ops[0])?;
                 let a = self.src(&ops[1], ty)?;
@@ -119,6 +135,7 @@ impl<'a> Decoder<'a> {
             "popc" | "clz" | "bfind" | "brev" | "cnot" | "not" => self.bits_unary(m, ops),
             "bfe" => {
                 let (ty, w, s) = self.int_ty(m)?;
+                self.wide_enough(m, ty)?;
                 self.want(m, ops, 4)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s3 = [self.src(&ops[1], ty)?, self.src(&ops[2], Ty::U32)?, self.src(&ops[3], Ty::U32)?];
@@ -127,6 +144,9 @@ impl<'a> Decoder<'a> {
             }
             "bfi" => {
                 let (ty, w, _) = self.int_ty(m)?;
+                if !matches!(ty, Ty::B32 | Ty::B64) {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 self.want(m, ops, 5)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s = [
@@ -153,6 +173,10 @@ impl<'a> Decoder<'a> {
             "and" | "or" | "xor" => self.logic(m, ops),
             "shl" | "shr" => {
                 let (ty, w, s) = self.int_ty(m)?;
+                let bits = matches!(ty, Ty::B16 | Ty::B32 | Ty::B64);
+                if m.name == "shl" && !bits {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 self.want(m, ops, 3)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let s2 = [self.src(&ops[1], ty)?, self.src(&ops[2], Ty::U32)?];
@@ -161,22 +185,19 @@ impl<'a> Decoder<'a> {
             }
             "shf" => {
                 let right = m.take("r");
-                if !right {
-                    m.take("l");
-                }
+                let way = right || m.take("l");
                 let wrap = m.take("wrap");
-                m.take("clamp");
-                self.int_ty(m)?;
+                let mode = wrap || m.take("clamp");
+                if !(way && mode && m.take("b32")) {
+                    return self.unsupported(m.full, "direction, mode or type");
+                }
                 self.same(m, ops, Ty::B32, 3, if right { Alu::ShfR(wrap) } else { Alu::ShfL(wrap) })
             }
-            "lop3" => {
-                self.int_ty(m)?;
-                self.want(m, ops, 5)?;
-                let Opd::Int(lut) = ops[4] else { return self.bad("lop3 needs an immediate table") };
-                self.same(m, &ops[..4], Ty::B32, 3, Alu::Lop3(lut as u8))
-            }
+            "lop3" => self.lop3(m, ops),
             "prmt" => {
-                self.int_ty(m)?;
+                if !m.take("b32") {
+                    return self.unsupported(m.full, "type");
+                }
                 let mode =
                     m.find(|s| ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"].iter().position(|x| *x == s));
                 self.same(m, ops, Ty::B32, 3, Alu::Prmt(mode.map_or(0, |i| i as u8 + 1)))
@@ -184,13 +205,16 @@ impl<'a> Decoder<'a> {
             "szext" | "bmsk" => {
                 let wrap = m.take("wrap");
                 m.take("clamp");
-                let (_, _, s) = self.int_ty(m)?;
+                let (ty, _, s) = self.int_ty(m)?;
+                if ty.bits() != 32 || (ty == Ty::B32) != (m.name == "bmsk") {
+                    return self.unsupported(m.full, format!("type .{}", ty.name()));
+                }
                 let alu = if m.name == "szext" { Alu::Szext(wrap, s) } else { Alu::Bmsk(wrap) };
                 self.same(m, ops, Ty::B32, 2, alu)
             }
             "setp" | "set" => self.set(m, ops),
             "selp" => {
-                let ty = self.need_ty(m)?;
+                let ty = self.plain_ty(m)?;
                 self.want(m, ops, 4)?;
                 let d = self.dst(&ops[0], ty.bits())?;
                 let (a, b) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?);
@@ -199,8 +223,11 @@ impl<'a> Decoder<'a> {
                 Ok(true)
             }
             "slct" => {
-                let ftz = m.take("ftz");
-                let (ty, cty) = (self.need_ty(m)?, self.need_ty(m)?);
+                let (ty, cty) = (self.plain_ty(m)?, self.need_ty(m)?);
+                let ftz = cty == Ty::F32 && m.take("ftz");
+                if !matches!(cty, Ty::F32 | Ty::S32) {
+                    return self.unsupported(m.full, format!("type .{}", cty.name()));
+                }
                 self.want(m, ops, 4)?;
                 let w = ty.bits() as u8;
                 let d = self.dst(&ops[0], ty.bits())?;
@@ -213,8 +240,18 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    fn mov(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+    /// The types of mov, selp and slct: 16 to 64 bits, no halves.
+    fn plain_ty(&self, m: &mut Mods<'a>) -> Result<Ty> {
         let ty = self.need_ty(m)?;
+        match ty {
+            Ty::F32 | Ty::F64 => Ok(ty),
+            _ if !ty.is_float() && ty.bits() >= 16 => Ok(ty),
+            _ => self.unsupported(m.full, format!("type .{}", ty.name())),
+        }
+    }
+
+    fn mov(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let ty = if m.take("pred") { Ty::Pred } else { self.plain_ty(m)? };
         self.want(m, ops, 2)?;
         if ty == Ty::Pred {
             let (d, _) = self.pred_pair(&ops[0])?;
@@ -283,11 +320,15 @@ impl<'a> Decoder<'a> {
 
     fn add_sub(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let cc = m.take("cc");
-        let fm = self.fm(m);
+        if m.name == "add" && (m.take("u16x2") || m.take("s16x2")) {
+            return self.same(m, ops, Ty::B32, 2, Alu::Add16x2);
+        }
         let ty = self.need_ty(m)?;
+        let fm = self.fm(m, ty, false);
         let add = m.name == "add";
         let w = ty.bits() as u8;
         if cc {
+            self.wide_enough(m, ty)?;
             return self.carry(m, ops, ty, w, false, true);
         }
         let alu = match (ty, half_of(ty)) {
@@ -324,27 +365,15 @@ impl<'a> Decoder<'a> {
                 }
             }
         };
-        if (m.has("s16x2") || m.has("u16x2")) && add {
-            return self.unsupported(m.full, "type");
-        }
         self.same(m, ops, ty, 2, alu)
     }
 
     fn mul_mad(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let mad = m.name.starts_with("mad");
-        let (lo, hi, wide) = (m.take("lo"), m.take("hi"), m.take("wide"));
-        let cc = m.take("cc");
-        let fm = self.fm(m);
         let ty = self.need_ty(m)?;
         let n = if mad { 3 } else { 2 };
-        if m.name.ends_with("24") {
-            let s = ty.is_signed();
-            if fm.sat {
-                return self.unsupported(m.full, "saturation");
-            }
-            return self.same(m, ops, ty, n, if mad { Alu::Mad24(hi, s) } else { Alu::Mul24(hi, s) });
-        }
         if ty.is_float() {
+            let fm = self.fm(m, ty, false);
             let alu = match (ty, half_of(ty), mad) {
                 (Ty::F32, _, true) => Alu::FFma(fm),
                 (Ty::F32, _, false) => Alu::FMul(fm),
@@ -355,9 +384,24 @@ impl<'a> Decoder<'a> {
             };
             return self.same(m, ops, ty, n, alu);
         }
+        let (lo, hi) = (m.take("lo"), m.take("hi"));
         let (w, s) = (ty.bits() as u8, ty.is_signed());
+        if m.name.ends_with("24") {
+            if w != 32 {
+                return self.unsupported(m.full, format!("type .{}", ty.name()));
+            }
+            let alu = match (mad, hi) {
+                (true, true) if s && m.take("sat") => Alu::Mad24HiSat,
+                (true, _) => Alu::Mad24(hi, s),
+                (false, _) => Alu::Mul24(hi, s),
+            };
+            return self.same(m, ops, ty, n, alu);
+        }
+        let wide = m.take("wide");
+        let cc = mad && m.take("cc");
         if cc || m.name == "madc" {
             self.want(m, ops, 4)?;
+            self.wide_enough(m, ty)?;
             let d = self.dst(&ops[0], ty.bits())?;
             let (a, b, c) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?, self.src(&ops[3], ty)?);
             let inn = m.name == "madc";
@@ -383,7 +427,7 @@ impl<'a> Decoder<'a> {
             return Ok(true);
         }
         let alu = match (hi, lo, mad) {
-            (true, _, true) if fm.sat => Alu::MadHiSat,
+            (true, _, true) if ty == Ty::S32 && m.take("sat") => Alu::MadHiSat,
             (true, _, true) => Alu::MadHi(w, s),
             (true, _, false) => Alu::MulHi(w, s),
             (_, true, true) => Alu::MadLo(w),
@@ -396,8 +440,14 @@ impl<'a> Decoder<'a> {
     fn bits_unary(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let shiftamt = m.name == "bfind" && m.take("shiftamt");
         let ty = self.need_ty(m)?;
-        let narrow = matches!(m.name, "not" | "cnot") && ty.bits() == 16;
-        if !(matches!(ty.bits(), 32 | 64) || narrow || ty == Ty::Pred && m.name == "not") {
+        let plain = matches!(ty, Ty::B32 | Ty::B64);
+        let fits = match m.name {
+            "not" => plain || matches!(ty, Ty::B16 | Ty::Pred),
+            "cnot" => plain || ty == Ty::B16,
+            "bfind" => matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64),
+            _ => plain,
+        };
+        if !fits {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
         }
         self.want(m, ops, 2)?;
@@ -422,6 +472,49 @@ impl<'a> Decoder<'a> {
         Ok(true)
     }
 
+    /// Carries exist for 32 and 64 bits.
+    fn wide_enough(&self, m: &Mods<'a>, ty: Ty) -> Result<()> {
+        match ty {
+            Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64 => Ok(()),
+            _ => self.unsupported(m.full, format!("type .{}", ty.name())),
+        }
+    }
+
+    /// `lop3.b32 d, a, b, c, table` and `lop3.and|or.b32 d|p, a, b, c, table, q`.
+    fn lop3(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let bop = m.find(|s| bool_op(s).filter(|b| *b != Bop::Xor));
+        if !m.take("b32") {
+            return self.unsupported(m.full, "type");
+        }
+        self.want(m, ops, if bop.is_some() { 6 } else { 5 })?;
+        let lut = match ops[4] {
+            Opd::Int(lut) if lut < 256 => lut as u8,
+            _ => return self.bad("lop3 needs an immediate table of 8 bits"),
+        };
+        let Some(bop) = bop else { return self.same(m, &ops[..4], Ty::B32, 3, Alu::Lop3(lut)) };
+        let Opd::Pair(d, p) = &ops[0] else { return self.bad("`d|p` is expected here") };
+        let (d, p) = (self.dst(&Opd::Word(d), 32)?, self.pred_dst(p)?);
+        let s =
+            [self.src(&ops[1], Ty::B32)?, self.src(&ops[2], Ty::B32)?, self.src(&ops[3], Ty::B32)?, R::NONE];
+        let (q, qneg) = self.pred(&ops[5])?;
+        self.emit(Op::Alu { alu: Alu::Lop3(lut), d, s });
+        // The predicate is about what has just been written.
+        let zero = self.constant(0, false);
+        self.emit(Op::Setp {
+            cmp: Cmp::Ne,
+            ty: Ty::B32,
+            ftz: false,
+            p,
+            q: NO_P,
+            a: d,
+            b: zero,
+            bop,
+            c: q,
+            cneg: qneg,
+        });
+        Ok(true)
+    }
+
     fn logic(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let ty = self.need_ty(m)?;
         self.want(m, ops, 3)?;
@@ -432,6 +525,9 @@ impl<'a> Decoder<'a> {
             let bop = bool_op(m.name).unwrap_or(Bop::And);
             self.emit(Op::PLogic { bop, d, a, aneg, b, bneg });
             return Ok(true);
+        }
+        if !matches!(ty, Ty::B16 | Ty::B32 | Ty::B64) {
+            return self.unsupported(m.full, format!("type .{}", ty.name()));
         }
         let alu = match m.name {
             "and" => Alu::And(w),

@@ -5,6 +5,7 @@ use super::{Decoder, Sym};
 use crate::error::Result;
 use crate::inst::*;
 use crate::lexer::{Tok, describe};
+use crate::limits::within;
 use crate::module::{Var, parse_vars};
 use crate::types::{Space, Ty};
 
@@ -22,6 +23,9 @@ impl<'a> Decoder<'a> {
                 Tok::Punct(b';') => {}
                 Tok::Punct(b'{') => {
                     depth += 1;
+                    within("nesting", depth, self.module.limits.nesting, || {
+                        format!("line {}: braces open at the same time", self.place.line)
+                    })?;
                     self.open_scope();
                 }
                 Tok::Punct(b'}') if depth > 0 => {
@@ -160,9 +164,13 @@ impl<'a> Decoder<'a> {
                 self.lex.expect(b'>')?;
                 range = true;
             }
-            if !(0..=1 << 20).contains(&n) {
-                return self.bad(format!("`{name}<{n}>`: too many registers"));
-            }
+            let Ok(count) = u64::try_from(n) else {
+                return self.bad(format!("`{name}<{n}>`: a number of registers cannot be negative"));
+            };
+            self.declared = self.declared.saturating_add(count);
+            within("registers", self.declared, self.module.limits.registers, || {
+                format!("line {}: virtual registers of kernel `{}`", self.place.line, self.out.name)
+            })?;
             self.declare(name, Sym::Regs { ty, slots: vec![u32::MAX; n as usize], range });
             if !self.lex.eat(b',')? {
                 return self.lex.expect(b';');
@@ -173,6 +181,11 @@ impl<'a> Decoder<'a> {
     pub(super) fn instruction(&mut self, opcode: &'a str) -> Result<()> {
         let mut m = Mods::new(opcode);
         *self.ops.entry(m.name).or_insert(0) += 1;
+        // Branch tables and argument lists grow with what is written as instructions do.
+        let written = self.out.insts.len().max(self.out.tables.len()).max(self.out.copies.len());
+        within("instructions", written as u64, self.module.limits.instructions, || {
+            format!("line {}: instructions of kernel `{}`", self.place.line, self.out.name)
+        })?;
         if m.name == "call" {
             return self.call(opcode);
         }

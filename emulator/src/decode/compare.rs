@@ -41,20 +41,28 @@ pub(super) fn bool_op(s: &str) -> Option<Bop> {
     })
 }
 
+/// The comparisons a type has.
+fn has(ty: Ty, cmp: Cmp, unsigned: bool) -> bool {
+    use Cmp::*;
+    match ty {
+        Ty::B16 | Ty::B32 | Ty::B64 => matches!(cmp, Eq | Ne),
+        Ty::S16 | Ty::S32 | Ty::S64 => matches!(cmp, Eq | Ne | Lt | Le | Gt | Ge) && !unsigned,
+        Ty::U16 | Ty::U32 | Ty::U64 => matches!(cmp, Eq | Ne | Lt | Le | Gt | Ge),
+        Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2 | Ty::F32 | Ty::F64 => !unsigned,
+        _ => false,
+    }
+}
+
 impl<'a> Decoder<'a> {
     pub(super) fn set(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
         let Some((cmp, unsigned)) = m.find(comparison) else { return self.unsupported(m.full, "comparison") };
         let bop = m.find(bool_op);
-        let ftz = m.take("ftz");
         let dty = if m.name == "set" { Some(self.need_ty(m)?) } else { None };
-        let mut ty = self.need_ty(m)?;
-        if unsigned {
-            ty = match ty.bits() {
-                16 => Ty::U16,
-                32 => Ty::U32,
-                _ => Ty::U64,
-            };
+        let ty = self.need_ty(m)?;
+        if !has(ty, cmp, unsigned) {
+            return self.unsupported(m.full, format!("this comparison of .{}", ty.name()));
         }
+        let ftz = matches!(ty, Ty::F32 | Ty::F16 | Ty::F16x2) && m.take("ftz");
         self.want(m, ops, 3 + usize::from(bop.is_some()))?;
         let (c, cneg) = match bop {
             Some(_) => self.pred(&ops[3])?,
@@ -62,26 +70,34 @@ impl<'a> Decoder<'a> {
         };
         let bop = bop.unwrap_or(Bop::And);
         let (a, b) = (self.src(&ops[1], ty)?, self.src(&ops[2], ty)?);
+        let half = half_of(ty);
         if let Some(dty) = dty {
-            if half_of(ty).is_some_and(|(_, p)| p) {
-                return self.unsupported(m.full, "packed set");
+            let fits = match dty {
+                Ty::U32 | Ty::S32 => true,
+                Ty::U16 | Ty::S16 => matches!(half, Some((_, false))),
+                Ty::F16 => !matches!(ty, Ty::F16x2 | Ty::BF16 | Ty::BF16x2),
+                Ty::BF16 => !matches!(ty, Ty::F16x2 | Ty::BF16x2),
+                Ty::F16x2 | Ty::BF16x2 => dty == ty,
+                Ty::F32 => half.is_none(),
+                _ => false,
+            };
+            if !fits {
+                return self.unsupported(m.full, format!("a result of type .{}", dty.name()));
             }
             let d = self.dst(&ops[0], dty.bits())?;
-            self.emit(Op::Set { cmp, dty, ty, ftz, d, a, b, bop, c, cneg });
+            self.emit(match half {
+                Some((fmt, true)) => {
+                    Op::SetX2 { cmp, fmt, float: dty.is_float(), ftz, d, a, b, bop, c, cneg }
+                }
+                _ => Op::Set { cmp, dty, ty, ftz, d, a, b, bop, c, cneg },
+            });
             return Ok(true);
         }
         let (p, q) = self.pred_pair(&ops[0])?;
-        if ftz && half_of(ty).is_some() {
-            return self.unsupported(m.full, "`.ftz` comparison of half precision");
-        }
-        match half_of(ty) {
-            Some((fmt, true)) => {
-                self.emit(Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg });
-            }
-            _ => {
-                self.emit(Op::Setp { cmp, ty, ftz, p, q, a, b, bop, c, cneg });
-            }
-        }
+        match half {
+            Some((fmt, true)) => self.emit(Op::SetpX2 { cmp, fmt, ftz, p, q, a, b, bop, c, cneg }),
+            _ => self.emit(Op::Setp { cmp, ty, ftz, p, q, a, b, bop, c, cneg }),
+        };
         Ok(true)
     }
 }

@@ -34,7 +34,22 @@ impl<'a> Decoder<'a> {
         };
         let parity = m.take("parity");
         let no_complete = m.take("noComplete");
-        self.hints(m);
+        let waits = matches!(verb, "test_wait" | "try_wait");
+        let arrives = matches!(verb, "arrive" | "arrive_drop");
+        let order = m.find(|s| match s {
+            "acquire" => Some(waits),
+            "release" => Some(arrives),
+            "relaxed" => Some(waits || arrives),
+            _ => None,
+        });
+        let scope = self.scope(m);
+        if order == Some(false)
+            || order.is_some() != scope.is_some()
+            || (parity && !waits)
+            || (no_complete && !arrives)
+        {
+            return self.unsupported(m.full, "order, scope or form");
+        }
         if verb == "pending_count" {
             m.take("b64");
             let [d, state] = ops else { return self.bad("mbarrier.pending_count takes 2 operands") };
@@ -61,7 +76,12 @@ impl<'a> Decoder<'a> {
                 let what = Mbar::Arrive { drop: verb == "arrive_drop", no_complete };
                 (what, place, self.optional(ops.get(2), Ty::U32)?)
             }
-            ("test_wait" | "try_wait", [done, place, phase] | [done, place, phase, _]) => {
+            ("arrive" | "arrive_drop", [_]) => {
+                return self.unsupported(m.full, "arrival without a state, which belongs to clusters");
+            }
+            ("test_wait" | "try_wait", [done, place, phase, rest @ ..])
+                if rest.len() <= usize::from(verb == "try_wait") =>
+            {
                 p = self.pred_pair(done)?.0;
                 let ty = if parity { Ty::U32 } else { Ty::B64 };
                 // The fourth operand is a hint how long to wait.

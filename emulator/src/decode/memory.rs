@@ -25,15 +25,24 @@ impl<'a> Decoder<'a> {
         .unwrap_or(Space::Generic))
     }
 
-    /// Takes ordering, scope and cache words, none of which changes a result here.
+    /// Takes a word of `words`.
+    fn one_of(&self, m: &mut Mods<'a>, words: &[&str]) -> Option<&'a str> {
+        m.find(|s| words.contains(&s).then_some(s))
+    }
+
+    /// Takes a scope; true when it is the CTA's. A cluster is one CTA here.
+    pub(super) fn scope(&self, m: &mut Mods<'a>) -> Option<bool> {
+        m.find(|s| match s {
+            "cta" | "cluster" => Some(true),
+            "gpu" | "sys" => Some(false),
+            _ => None,
+        })
+    }
+
+    /// Takes eviction priorities, prefetch sizes and `L2::cache_hint`, none of which changes a result
+    /// here; true when a cache policy stands behind the operands.
     pub(super) fn hints(&self, m: &mut Mods<'a>) -> bool {
         let mut policy = false;
-        for w in [
-            "weak", "relaxed", "acquire", "release", "acq_rel", "sc", "volatile", "mmio", "cta", "gpu",
-            "sys", "cluster", "nc", "ca", "cg", "cs", "cv", "lu", "wb", "wt",
-        ] {
-            m.take(w);
-        }
         while m
             .find(|s| (s.starts_with("L1::") || s.starts_with("L2::")).then(|| s == "L2::cache_hint"))
             .inspect(|p| policy |= p)
@@ -148,32 +157,55 @@ impl<'a> Decoder<'a> {
             "prefetch" | "prefetchu" | "discard" | "applypriority" => {
                 self.space(m)?;
                 self.hints(m);
-                for w in ["L1", "L2", "evict_last", "evict_normal", "tensormap"] {
-                    m.take(w);
+                self.one_of(m, if m.name == "discard" { &["L2"] } else { &["L1", "L2"] });
+                let sized = matches!(m.name, "discard" | "applypriority");
+                if sized && !matches!(ops, [_, Opd::Int(128)]) {
+                    return self.bad(format!("`{}` takes an address and the size 128", m.full));
                 }
+                match ops.first() {
+                    Some(o) if ops.len() == 1 + usize::from(sized) => self.address(o)?,
+                    _ => return self.bad(format!("`{}` with {} operands", m.full, ops.len())),
+                };
                 self.emit(Op::Nop);
                 Ok(true)
             }
             "createpolicy" => {
-                for w in ["fractional", "range", "b64", "global"] {
-                    m.take(w);
-                }
+                let kind = self.one_of(m, &["fractional", "range", "cvt"]);
+                m.take("b64");
+                m.take("global");
+                let given = if kind == Some("cvt") { m.take("L2") } else { m.has_hint() };
                 self.hints(m);
-                if let Some(o) = ops.first() {
-                    // The policy is an opaque value that only hints read.
-                    let d = self.dst(o, 64)?;
-                    let zero = self.constant(0, true);
-                    self.emit(Op::Alu { alu: Alu::Mov(64), d, s: [zero, R::NONE, R::NONE, R::NONE] });
+                if kind.is_none() || !given {
+                    return self.unsupported(m.full, "kind of policy");
                 }
+                let Some(o) = ops.first() else { return self.bad("createpolicy without a destination") };
+                // The policy is an opaque value that only hints read.
+                let d = self.dst(o, 64)?;
+                let zero = self.constant(0, true);
+                self.emit(Op::Alu { alu: Alu::Mov(64), d, s: [zero, R::NONE, R::NONE, R::NONE] });
                 Ok(true)
             }
             "fence" | "membar" => {
-                let near = m.has("cta");
-                self.hints(m);
-                m.take("gl");
-                if m.has("proxy") {
-                    return self.unsupported(m.full, "proxy fences");
+                if m.take("proxy") {
+                    // Aliased addresses do not exist here; the other proxies belong to bulk copies.
+                    if !m.take("alias") {
+                        return self.unsupported(m.full, "proxy fences");
+                    }
+                    self.emit(Op::Fence { near: false });
+                    return Ok(true);
                 }
+                let near = match m.name {
+                    "membar" => m.find(|s| match s {
+                        "cta" => Some(true),
+                        "gl" | "sys" => Some(false),
+                        _ => None,
+                    }),
+                    _ => {
+                        self.one_of(m, &["sc", "acq_rel", "acquire", "release"]);
+                        self.scope(m)
+                    }
+                };
+                let Some(near) = near else { return self.unsupported(m.full, "scope") };
                 self.emit(Op::Fence { near });
                 Ok(true)
             }
@@ -182,14 +214,45 @@ impl<'a> Decoder<'a> {
     }
 
     fn ld_st(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
+        let load = m.name != "st";
         let space = self.space(m)?;
-        let strong = ["volatile", "relaxed", "acquire", "release", "mmio"].iter().any(|w| m.has(w));
-        let (acquire, release, near) = (m.has("acquire"), m.has("release"), m.has("cta"));
+        let (mut strong, mut acquire, mut release, mut near) = (false, false, false, false);
+        if m.name != "ldu" {
+            let weak = m.take("weak");
+            let mmio = m.take("mmio");
+            let order: &[&str] = match (weak, load) {
+                (true, _) => &[],
+                (_, true) => &["volatile", "relaxed", "acquire"],
+                (_, false) => &["volatile", "relaxed", "release"],
+            };
+            let order = self.one_of(m, order);
+            strong = order.is_some();
+            (acquire, release) = (order == Some("acquire"), order == Some("release"));
+            if strong && order != Some("volatile") {
+                match self.scope(m) {
+                    Some(n) => near = n,
+                    None => return self.unsupported(m.full, "this order without a scope"),
+                }
+            }
+            if mmio && (!strong || near) {
+                return self.unsupported(m.full, ".mmio without .relaxed.sys");
+            }
+        }
+        if !strong {
+            self.one_of(m, if load { &["ca", "cg", "cs", "lu", "cv"] } else { &["wb", "cg", "cs", "wt"] });
+            if load && matches!(space, Space::Global | Space::Generic) {
+                m.take("nc");
+            }
+        }
         let policy = self.hints(m);
         let n = self.vector(m);
         let Some(ty) = m.ty() else { return self.bad(format!("`{}` has no type", m.full)) };
-        if matches!(ty, Ty::Pred | Ty::Tf32 | Ty::E4M3x2 | Ty::E5M2x2) {
+        if matches!(ty, Ty::Pred) || ty.is_float() && !matches!(ty, Ty::F32 | Ty::F64) {
             return self.unsupported(m.full, format!("type .{}", ty.name()));
+        }
+        // 32 bytes a lane came with sm_100.
+        if n as u32 * ty.bytes() > if m.name == "ldu" { 16 } else { 32 } {
+            return self.unsupported(m.full, "vectors of that size");
         }
         if ops.len() != 2 + usize::from(policy) {
             return self.bad(format!(
@@ -199,9 +262,13 @@ impl<'a> Decoder<'a> {
                 ops.len()
             ));
         }
-        let load = m.name != "st";
         let (reg, addr) = if load { (&ops[0], &ops[1]) } else { (&ops[1], &ops[0]) };
-        let access = Access { strong, acquire, release, near, ..self.access(m, addr, space, ty, n)? };
+        let access = self.access(m, addr, space, ty, n)?;
+        let nowhere = strong && !matches!(access.space, Space::Global | Space::Shared | Space::Generic);
+        if nowhere || !load && access.space == Space::Const {
+            return self.unsupported(m.full, format!("state space .{}", access.space.name()));
+        }
+        let access = Access { strong, acquire, release, near, ..access };
         let (r, more) = self.list(m, reg, n, ty, load)?;
         self.emit(if load { Op::Ld { m: access, d: r, more } } else { Op::St { m: access, s: r, more } });
         Ok(true)
@@ -211,12 +278,17 @@ impl<'a> Decoder<'a> {
         if m.has("async") {
             return self.unsupported(m.full, "asynchronous reductions");
         }
+        let atom = m.name == "atom";
         let space = self.space(m)?;
-        let both = m.has("acq_rel");
-        let (acquire, release, near) = (both || m.has("acquire"), both || m.has("release"), m.has("cta"));
+        let order: &[&str] =
+            if atom { &["relaxed", "acquire", "release", "acq_rel"] } else { &["relaxed", "release"] };
+        let order = self.one_of(m, order);
+        let both = order == Some("acq_rel");
+        let (acquire, release) = (both || order == Some("acquire"), both || order == Some("release"));
+        let near = self.scope(m).unwrap_or(false);
         let policy = self.hints(m);
+        let n = self.vector(m);
         let noftz = m.take("noftz");
-        let ftz = m.take("ftz") && !noftz;
         let op = m.find(|s| {
             Some(match s {
                 "add" => AtomOp::Add,
@@ -225,8 +297,8 @@ impl<'a> Decoder<'a> {
                 "and" => AtomOp::And,
                 "or" => AtomOp::Or,
                 "xor" => AtomOp::Xor,
-                "exch" => AtomOp::Exch,
-                "cas" => AtomOp::Cas,
+                "exch" if atom => AtomOp::Exch,
+                "cas" if atom => AtomOp::Cas,
                 "inc" => AtomOp::Inc,
                 "dec" => AtomOp::Dec,
                 _ => return None,
@@ -234,27 +306,85 @@ impl<'a> Decoder<'a> {
         });
         let Some(op) = op else { return self.unsupported(m.full, "operation") };
         let Some(ty) = m.ty() else { return self.bad(format!("`{}` has no type", m.full)) };
-        if matches!(ty.bits(), 1 | 8) || (ty.is_float() && op != AtomOp::Add && op != AtomOp::Exch) {
-            return self.unsupported(m.full, format!("type .{}", ty.name()));
+        let half = matches!(ty, Ty::F16 | Ty::F16x2 | Ty::BF16 | Ty::BF16x2);
+        let whole = matches!(ty, Ty::U32 | Ty::S32 | Ty::U64 | Ty::S64);
+        let fits = match op {
+            _ if n > 1 => {
+                let bytes = n as u32 * ty.bytes();
+                let min_max = half && matches!(op, AtomOp::Min | AtomOp::Max);
+                (min_max || op == AtomOp::Add && (half || ty == Ty::F32))
+                    && bytes <= 16
+                    && matches!(space, Space::Global | Space::Generic)
+            }
+            AtomOp::Add => whole || half || matches!(ty, Ty::F32 | Ty::F64),
+            AtomOp::Min | AtomOp::Max => whole,
+            AtomOp::And | AtomOp::Or | AtomOp::Xor | AtomOp::Exch => matches!(ty, Ty::B32 | Ty::B64),
+            AtomOp::Cas => matches!(ty, Ty::B16 | Ty::B32 | Ty::B64),
+            AtomOp::Inc | AtomOp::Dec => ty == Ty::U32,
+        };
+        if !fits || noftz != half {
+            let what = if fits { ", .noftz" } else { "" };
+            return self.unsupported(m.full, format!("type .{}{what}", ty.name()));
         }
-        let atom = m.name == "atom";
-        let n = usize::from(atom) + 2 + usize::from(op == AtomOp::Cas) + usize::from(policy);
-        if ops.len() != n {
-            return self.bad(format!("`{}` takes {n} operands, not {}", m.full, ops.len()));
+        let count = usize::from(atom) + 2 + usize::from(op == AtomOp::Cas) + usize::from(policy);
+        if ops.len() != count {
+            return self.bad(format!("`{}` takes {count} operands, not {}", m.full, ops.len()));
         }
-        let ops = &ops[..n - usize::from(policy)];
-        let (d, rest) = if atom { (self.dst(&ops[0], ty.bits())?, &ops[1..]) } else { (R::NONE, ops) };
-        let access = self.access(m, &rest[0], space, ty, 1)?;
-        let access = Access { strong: true, acquire, release, near, ..access };
+        let ops = &ops[..count - usize::from(policy)];
+        let (to, rest) = if atom { (Some(&ops[0]), &ops[1..]) } else { (None, ops) };
+        let access = self.access(m, &rest[0], space, ty, n)?;
         if matches!(access.space, Space::Const | Space::Param | Space::Local) {
             return self.unsupported(m.full, "state space");
         }
+        let access = Access { strong: true, acquire, release, near, ..access };
+        if n > 1 {
+            return self.atomic_vector(m, access, op, ty, n, to, &rest[1]);
+        }
+        let d = to.map_or(Ok(R::NONE), |o| self.dst(o, ty.bits()))?;
         let a = self.src(&rest[1], ty)?;
         let b = match rest.get(2) {
             Some(o) => self.src(o, ty)?,
             None => R::NONE,
         };
-        self.emit(Op::Atom { m: access, op, ty, ftz, d, a, b });
+        self.emit(Op::Atom { m: access, op, ty, d, a, b });
+        Ok(true)
+    }
+
+    /// Atomic are only the elements of a vector: one atomic each, the first checks the place of all.
+    #[allow(clippy::too_many_arguments)]
+    fn atomic_vector(
+        &mut self,
+        m: &Mods<'a>,
+        access: Access,
+        op: AtomOp,
+        ty: Ty,
+        n: usize,
+        to: Option<&Opd<'a>>,
+        from: &Opd<'a>,
+    ) -> Result<bool> {
+        let (d, more) = match to {
+            Some(o) => self.list(m, o, n, ty, true)?,
+            None => ([R::NONE; 4], 0),
+        };
+        let (s, s_more) = self.list(m, from, n, ty, false)?;
+        let pick = |pool: &[R], r: [R; 4], more: u32, i: usize| match r.get(i) {
+            Some(&r) => r,
+            None => pool[more as usize + i - 4],
+        };
+        let mut got = Vec::new();
+        for i in 0..n {
+            // Results wait in registers of their own: the sources may be the destinations.
+            let d = if to.is_some() { self.new_reg(false) } else { R::NONE };
+            got.push(d);
+            let a = pick(&self.out.pool, s, s_more, i);
+            let offset = access.offset + (i as u32 * ty.bytes()) as i64;
+            let m = Access { offset, n: if i == 0 { n as u8 } else { 1 }, ..access };
+            self.emit(Op::Atom { m, op, ty, d, a, b: R::NONE });
+        }
+        for (i, &from) in got.iter().enumerate().filter(|_| to.is_some()) {
+            let d = pick(&self.out.pool, d, more, i);
+            self.emit(Op::Alu { alu: Alu::Mov(ty.bits() as u8), d, s: [from, R::NONE, R::NONE, R::NONE] });
+        }
         Ok(true)
     }
 
@@ -283,8 +413,12 @@ impl<'a> Decoder<'a> {
             self.emit(Op::CpWait { pending: (*n).min(1 << 20) as u32 });
             return Ok(true);
         }
-        let cg = m.has("cg");
+        let cache = self.one_of(m, &["ca", "cg"]);
+        let cg = cache == Some("cg");
         let policy = self.hints(m);
+        if cache.is_none() {
+            return self.unsupported(m.full, "neither .ca nor .cg");
+        }
         if !(m.take("shared") || m.take("shared::cta")) || !m.take("global") {
             return self.unsupported(m.full, "state spaces");
         }

@@ -20,6 +20,7 @@ mod wmma;
 use crate::error::{Error, Result};
 use crate::inst::*;
 use crate::lexer::Lexer;
+use crate::limits::within;
 use crate::module::{Function, Inner};
 use crate::types::{Space, Ty};
 use std::collections::HashMap;
@@ -81,6 +82,8 @@ pub(crate) struct Decoder<'a> {
     ops: HashMap<&'a str, u32>,
     cc: Option<P>,
     sinks: [Option<R>; 2],
+    /// Registers declared so far.
+    declared: u64,
     out: Program,
 }
 
@@ -111,6 +114,7 @@ pub(crate) fn decode(module: &Inner, f: &Function) -> Result<Program> {
         ops: HashMap::new(),
         cc: None,
         sinks: [None; 2],
+        declared: 0,
         out: Program {
             name: f.name.clone(),
             insts: Vec::new(),
@@ -195,9 +199,9 @@ impl<'a> Decoder<'a> {
     fn place_shared(&mut self, name: &str, align: u32, size: u64) -> Result<u32> {
         let at = self.out.shared_bytes.next_multiple_of(align.max(1));
         let end = u64::from(at) + size;
-        if end > 1 << 24 {
-            return self.bad(format!("`{name}`: {size} bytes of shared memory"));
-        }
+        within("shared_bytes", end, self.module.limits.shared_bytes, || {
+            format!("line {}: bytes of shared memory with `{name}`", self.place.line)
+        })?;
         self.out.shared_bytes = end as u32;
         self.out.shared_vars.push((name.to_string(), at, size as u32));
         Ok(at)
@@ -206,9 +210,9 @@ impl<'a> Decoder<'a> {
     fn place_local(&mut self, align: u32, size: u64) -> Result<u32> {
         let at = self.out.local_bytes.next_multiple_of(align.max(1));
         let end = u64::from(at) + size;
-        if end > 1 << 19 {
-            return self.bad(format!("{end} bytes of local memory a thread; the limit is 512 KiB"));
-        }
+        within("local_bytes", end, self.module.limits.local_bytes, || {
+            format!("line {}: bytes of local memory a thread", self.place.line)
+        })?;
         self.out.local_bytes = end as u32;
         Ok(at)
     }

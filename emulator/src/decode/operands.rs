@@ -77,7 +77,6 @@ impl<'a> Mods<'a> {
         self.find(|s| {
             Some(match s {
                 "rn" => Rnd::Rn,
-                "rna" => Rnd::Rna,
                 "rz" => Rnd::Rz,
                 "rm" => Rnd::Rm,
                 "rp" => Rnd::Rp,
@@ -89,6 +88,11 @@ impl<'a> Mods<'a> {
     /// The first suffix nobody took.
     pub fn rest(&self) -> Option<&'a str> {
         self.parts.iter().find_map(|p| *p)
+    }
+
+    /// A cache hint is among the suffixes.
+    pub fn has_hint(&self) -> bool {
+        self.parts.iter().flatten().any(|p| p.starts_with("L2::"))
     }
 
     /// Suffixes present, taken ones excluded.

@@ -121,7 +121,8 @@ impl<'a> Decoder<'a> {
                     })
                 });
                 let (Some(op), Some(ty)) = (op, m.ty()) else { return self.unsupported(m.full, "operation") };
-                if ty.is_float() || ty.bits() != 32 {
+                let bits = matches!(op, Red::And | Red::Or | Red::Xor);
+                if !matches!((bits, ty), (true, Ty::B32) | (false, Ty::U32 | Ty::S32)) {
                     return self.unsupported(m.full, format!("type .{}", ty.name()));
                 }
                 self.count(m, ops, 3..=3)?;
@@ -171,7 +172,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn barrier(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        if m.take("warp") {
+        if m.name == "bar" && m.take("warp") {
             m.take("sync");
             self.count(m, ops, 1..=1)?;
             let mask = self.src(&ops[0], Ty::B32)?;
@@ -182,8 +183,7 @@ impl<'a> Decoder<'a> {
             return self.unsupported(m.full, "clusters");
         }
         m.take("cta");
-        let written = m.take("aligned");
-        let aligned = written || m.name == "bar";
+        let aligned = m.name == "bar" || m.take("aligned");
         let arrive = m.take("arrive");
         let red = m.take("red");
         let sync = m.take("sync");
@@ -214,6 +214,9 @@ impl<'a> Decoder<'a> {
             rest = &ops[1..ops.len() - 1];
         }
         self.count(m, rest, if arrive { 2..=2 } else { 1..=2 })?;
+        if let Opd::Int(id @ 16..) = rest[0] {
+            return self.bad(format!("barrier {id}: there are 16, from 0 to 15"));
+        }
         let id = self.src(&rest[0], Ty::U32)?;
         let count = match rest.get(1) {
             Some(o) => self.src(o, Ty::U32)?,

@@ -119,7 +119,10 @@ pub(super) fn compare(bank: &Bank, cmp: Cmp, ty: Ty, flush: bool, a: R, b: R) ->
                 let get = |r: R| match ty {
                     Ty::F64 => f64::from_bits(bank.r64(r)[i]),
                     Ty::F32 => f64::from(f(bank.r32(r)[i], flush)),
-                    Ty::F16 => f64::from(half::to_f32(bank.r32(r)[i] as u16, Hf::F16)),
+                    Ty::F16 => {
+                        let v = half::flush(bank.r32(r)[i] as u16, Hf::F16, flush);
+                        f64::from(half::to_f32(v, Hf::F16))
+                    }
                     _ => f64::from(half::to_f32(bank.r32(r)[i] as u16, Hf::BF16)),
                 };
                 m |= u32::from(compare_float(cmp, get(a), get(b))) << i;
@@ -151,6 +154,18 @@ pub(super) fn compare(bank: &Bank, cmp: Cmp, ty: Ty, flush: bool, a: R, b: R) ->
         }
     }
     m
+}
+
+/// The masks of the lower and the upper halves.
+fn compare_pair(bank: &Bank, cmp: Cmp, fmt: Hf, ftz: bool, a: R, b: R) -> (u32, u32) {
+    let get = |v: u32| f64::from(half::to_f32(half::flush(v as u16, fmt, ftz), fmt));
+    let (mut lo, mut hi) = (0, 0);
+    for i in 0..32 {
+        let (x, y) = (bank.r32(a)[i], bank.r32(b)[i]);
+        lo |= u32::from(compare_float(cmp, get(x), get(y))) << i;
+        hi |= u32::from(compare_float(cmp, get(x >> 16), get(y >> 16))) << i;
+    }
+    (lo, hi)
 }
 
 pub(super) fn compare_float(cmp: Cmp, x: f64, y: f64) -> bool {
@@ -215,20 +230,30 @@ impl Machine<'_> {
                 self.set_pred(w, mask, p, combine(bop, r, third));
                 self.set_pred(w, mask, q, combine(bop, !r, third));
             }
-            Op::SetpX2 { cmp, fmt, p, q, a, b, bop, c, cneg } => {
+            Op::SetpX2 { cmp, fmt, ftz, p, q, a, b, bop, c, cneg } => {
                 self.check_regs(w, pc, mask, &[a, b]);
                 self.check_pred(w, pc, mask, c);
-                let (mut lo, mut hi) = (0, 0);
-                for i in 0..32 {
-                    let get = |v: u32| f64::from(half::to_f32(v as u16, fmt));
-                    let (x, y) = (w.bank.r32(a)[i], w.bank.r32(b)[i]);
-                    lo |= u32::from(compare_float(cmp, get(x), get(y))) << i;
-                    hi |= u32::from(compare_float(cmp, get(x >> 16), get(y >> 16))) << i;
-                }
+                let (lo, hi) = compare_pair(&w.bank, cmp, fmt, ftz, a, b);
                 let third = w.preds[c as usize];
                 let third = if cneg { !third } else { third };
                 self.set_pred(w, mask, p, combine(bop, lo, third));
                 self.set_pred(w, mask, q, combine(bop, hi, third));
+            }
+            Op::SetX2 { cmp, fmt, float, ftz, d, a, b, bop, c, cneg } => {
+                self.check_regs(w, pc, mask, &[a, b]);
+                self.check_pred(w, pc, mask, c);
+                let (lo, hi) = compare_pair(&w.bank, cmp, fmt, ftz, a, b);
+                let third = w.preds[c as usize];
+                let third = if cneg { !third } else { third };
+                let (lo, hi) = (combine(bop, lo, third), combine(bop, hi, third));
+                let one: u32 = match (float, fmt) {
+                    (false, _) => 0xffff,
+                    (true, Hf::F16) => 0x3c00,
+                    (true, Hf::BF16) => 0x3f80,
+                };
+                let out = std::array::from_fn(|i| ((hi >> i & 1) * (one << 16)) | ((lo >> i & 1) * one));
+                w.bank.put32(d, mask, &out);
+                self.wrote(w, mask, d);
             }
             Op::Set { cmp, dty, ty, ftz, d, a, b, bop, c, cneg } => {
                 self.check_regs(w, pc, mask, &[a, b]);
@@ -262,7 +287,8 @@ impl Machine<'_> {
                         1 => class == Infinite,
                         2 => class != Nan,
                         3 => class == Nan,
-                        4 => class == Normal,
+                        // ISA: zeros count as normal.
+                        4 => matches!(class, Normal | Zero),
                         _ => class == Subnormal,
                     };
                     r |= u32::from(yes) << lane;

@@ -6,8 +6,7 @@ use super::order::Me;
 use super::race::{self, Bring, How};
 use super::{Cta, Machine};
 use crate::inst::*;
-use crate::memory::{LOCAL_WINDOW, SHARED_WINDOW};
-use crate::num::{eval, float};
+use crate::num::eval;
 use crate::types::{Rnd, Space, Ty};
 
 /// The new value; `None` leaves memory as it is.
@@ -15,12 +14,21 @@ fn apply(op: AtomOp, ty: Ty, ftz: bool, old: u64, a: u64, b: u64) -> Option<u64>
     let w = ty.bits() as u8;
     let s = ty.is_signed();
     let fm = Fm { rnd: Rnd::Rn, ftz, sat: false, relu: false };
-    let alu = match (op, ty) {
-        (AtomOp::Add, Ty::F32) => Alu::FAdd(fm),
-        (AtomOp::Add, Ty::F64) => Alu::DAdd(Rnd::Rn),
-        (AtomOp::Add, Ty::F16 | Ty::F16x2) => Alu::H(HOp::Add, Hf::F16, ty == Ty::F16x2, fm),
-        (AtomOp::Add, Ty::BF16 | Ty::BF16x2) => Alu::H(HOp::Add, Hf::BF16, ty == Ty::BF16x2, fm),
-        (AtomOp::Add, _) => Alu::Add(w),
+    let half = match ty {
+        Ty::F16 | Ty::F16x2 => Some((Hf::F16, ty == Ty::F16x2)),
+        Ty::BF16 | Ty::BF16x2 => Some((Hf::BF16, ty == Ty::BF16x2)),
+        _ => None,
+    };
+    let alu = match (op, half) {
+        (AtomOp::Add, Some((f, packed))) => Alu::H(HOp::Add, f, packed, fm),
+        (AtomOp::Min | AtomOp::Max, Some((f, packed))) => {
+            Alu::H(HOp::MinMax { max: op == AtomOp::Max, nan: false, xorsign: false }, f, packed, fm)
+        }
+        (AtomOp::Add, None) => match ty {
+            Ty::F32 => Alu::FAdd(fm),
+            Ty::F64 => Alu::DAdd(Rnd::Rn),
+            _ => Alu::Add(w),
+        },
         (AtomOp::Min, _) => Alu::Min(w, s),
         (AtomOp::Max, _) => Alu::Max(w, s),
         (AtomOp::And, _) => Alu::And(w),
@@ -31,10 +39,6 @@ fn apply(op: AtomOp, ty: Ty, ftz: bool, old: u64, a: u64, b: u64) -> Option<u64>
         (AtomOp::Inc, _) => return Some(if old >= a { 0 } else { old + 1 }),
         (AtomOp::Dec, _) => return Some(if old == 0 || old > a { a } else { old - 1 }),
     };
-    if let (Alu::FAdd(m), AtomOp::Add) = (alu, op) {
-        let v = float::add32(f32::from_bits(old as u32), f32::from_bits(a as u32), Rnd::Rn);
-        return Some(float::out32(v, m));
-    }
     Some(eval(alu, [old, a, 0, 0]))
 }
 
@@ -49,7 +53,6 @@ impl Machine<'_> {
         m: Access,
         op: AtomOp,
         ty: Ty,
-        ftz: bool,
         d: R,
         a: R,
         b: R,
@@ -57,21 +60,31 @@ impl Machine<'_> {
         self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base, a, b]);
         self.addresses(cta, wi, m.base, m.offset);
         self.strong_order(cta, wi);
+        self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
+            this.atomic_in(cta, wi, pc, mask, m, space, op, ty, d, (a, b));
+        });
+    }
+
+    /// The lanes `mask`, whose addresses lie in one space.
+    #[allow(clippy::too_many_arguments)]
+    fn atomic_in(
+        &mut self,
+        cta: &mut Cta,
+        wi: usize,
+        pc: u32,
+        mask: u32,
+        m: Access,
+        space: Space,
+        op: AtomOp,
+        ty: Ty,
+        d: R,
+        (a, b): (R, R),
+    ) {
         let bytes = usize::from(m.bytes);
-        // A generic address into the shared window is a shared atomic; one warp, one space.
-        let mut space = m.space;
-        if space == Space::Generic {
-            let first = cta.warps[wi].addr[mask.trailing_zeros() as usize];
-            space = Space::Global;
-            if (SHARED_WINDOW..LOCAL_WINDOW).contains(&first) {
-                space = Space::Shared;
-                for x in cta.warps[wi].addr.iter_mut() {
-                    *x = x.wrapping_sub(SHARED_WINDOW);
-                }
-            }
-        }
-        let s = self.spots(cta, wi, pc, mask, space, bytes, true);
-        if self.check_init {
+        let s = self.spots(cta, wi, pc, mask, space, bytes * usize::from(m.n), true);
+        // What exch finds may never be used: only its value is unknown then.
+        let fresh = if op == AtomOp::Exch { self.unwritten(cta, wi, &s, bytes) } else { 0 };
+        if self.check_init && op != AtomOp::Exch {
             self.check_written(cta, wi, pc, &s, bytes);
         }
         self.count_access(cta, wi, &s, bytes, true);
@@ -90,7 +103,8 @@ impl Machine<'_> {
                         let cells = &mut records[race::within(at, bytes)];
                         me.write(cells, at % 4, bytes, pc, how, Bring::Atomic)
                     }
-                    _ => self.race_write(&me, &s, bytes, pc, how, None, lane),
+                    Space::Global => self.race_write(&me, &s, bytes, pc, how, None, lane),
+                    _ => None,
                 };
                 if let (Some(hit), None) = (hit, conflict) {
                     conflict = Some((lane as u32, hit));
@@ -98,6 +112,8 @@ impl Machine<'_> {
             }
             self.race_found(cta, wi, pc, &s, conflict);
         }
+        // The ISA's note: in global memory, and only there, sums of singles flush subnormals.
+        let ftz = ty == Ty::F32 && s.space == Space::Global;
         let Cta { shared, shared_known, warps, .. } = cta;
         let w = &mut warps[wi];
         for lane in lanes(s.ok) {
@@ -108,6 +124,10 @@ impl Machine<'_> {
                 Space::Shared => {
                     shared_known.set(at, bytes);
                     shared
+                }
+                Space::Local => {
+                    w.local_known.set(at, bytes);
+                    &mut w.local
                 }
                 _ => {
                     let al = &mut self.l.mem.allocs[s.alloc[lane] as usize];
@@ -130,6 +150,9 @@ impl Machine<'_> {
                 w.bank.set(d, lane, 0);
             }
             self.wrote(w, mask, d);
+            if fresh != 0 {
+                w.known[d.slot()] &= !fresh;
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use super::order::Me;
 use super::race::{self, Bring, How};
 use super::{Cta, Machine, Pending};
 use crate::inst::{NO_P, P, R};
+use crate::limits::within;
 use crate::types::Space;
 
 impl Machine<'_> {
@@ -89,6 +90,15 @@ impl Machine<'_> {
             good = (to.ok & !reads) | from.ok;
         }
         let w = &mut cta.warps[wi];
+        let (line, most) = (self.line(pc), self.l.options.limits.copies);
+        let fits = within("copies", (w.pending.len() + 32) as u64, most, || {
+            format!("PTX line {line}: copies of a warp in flight (cp.async without a wait)")
+        });
+        if let Err(e) = fits {
+            self.fatal.get_or_insert(e);
+            self.stop = true;
+            return;
+        }
         for lane in lanes(good) {
             w.pending.push(Pending {
                 lane: lane as u8,

@@ -81,7 +81,7 @@ impl Machine<'_> {
     }
 
     /// Splits lanes of a generic access by the window of their addresses; calls `f` per space.
-    fn by_space(
+    pub(super) fn by_space(
         &mut self,
         cta: &mut Cta,
         wi: usize,
@@ -309,8 +309,11 @@ impl Machine<'_> {
         self.stop = true;
     }
 
-    /// Reports bytes that were never written.
-    pub(super) fn check_written(&mut self, cta: &Cta, wi: usize, pc: u32, s: &Spots, total: usize) {
+    /// Lanes that read bytes never written.
+    pub(super) fn unwritten(&self, cta: &Cta, wi: usize, s: &Spots, total: usize) -> u32 {
+        if !self.check_init {
+            return 0;
+        }
         let mut bad = 0u32;
         match s.space {
             Space::Shared | Space::Local => {
@@ -324,8 +327,8 @@ impl Machine<'_> {
             }
             Space::Global => {
                 if s.uniform {
-                    let Some(i) = lanes(s.ok).next() else { return };
-                    let Some(bits) = &self.l.mem.allocs[s.alloc[i] as usize].init else { return };
+                    let Some(i) = lanes(s.ok).next() else { return 0 };
+                    let Some(bits) = &self.l.mem.allocs[s.alloc[i] as usize].init else { return 0 };
                     for lane in lanes(s.ok) {
                         if !bits.all(s.offset[lane], total) {
                             bad |= 1 << lane;
@@ -342,6 +345,12 @@ impl Machine<'_> {
             }
             _ => {}
         }
+        bad
+    }
+
+    /// Reports bytes that were never written.
+    pub(super) fn check_written(&mut self, cta: &Cta, wi: usize, pc: u32, s: &Spots, total: usize) {
+        let bad = self.unwritten(cta, wi, s, total);
         if bad == 0 {
             return;
         }

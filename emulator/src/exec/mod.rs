@@ -158,6 +158,8 @@ pub(crate) struct Launch<'a> {
     pub shared: u32,
     pub dynamic: u32,
     pub options: &'a Options,
+    /// CTAs that are under way at the same time.
+    pub resident: usize,
     pub files: &'a HashMap<u32, String>,
     /// Told of everything, in the order of the schedule: with hooks a launch stays on one thread.
     pub hooks: Option<&'a mut dyn Hooks>,
@@ -286,7 +288,7 @@ impl Machine<'_> {
             }
             order = Some(v);
         }
-        let resident = self.l.options.resident_ctas.max(1);
+        let resident = self.l.resident;
         let mut ctas: Vec<Cta> = Vec::new();
         let mut spare: Vec<Cta> = Vec::new();
         let mut started = 0u64;

@@ -10,22 +10,38 @@ impl Machine<'_> {
     /// width, precision and length as in C.
     pub(super) fn vprintf(&mut self, cta: &mut Cta, wi: usize, mask: u32, args: u32, ret: u32) {
         let size = self.l.prog.local_bytes as usize;
+        let most = usize::try_from(self.l.options.limits.output_bytes).unwrap_or(usize::MAX);
         for lane in lanes(mask) {
             let w = &mut cta.warps[wi];
             let at = lane * size + args as usize;
             let (format, list) = (read_le(&w.local, at, 8), read_le(&w.local, at + 8, 8));
+            if self.output.len() > most {
+                self.printed(cta, wi, lane, ret);
+                continue;
+            }
             let text = self.string(format);
             let local = &cta.warps[wi].local;
             let start = list.wrapping_sub(LOCAL_WINDOW) as usize;
             let values = if start < size { &local[lane * size + start..(lane + 1) * size] } else { &[][..] };
             let line = self.print(&text, values);
             self.output.push_str(&line);
-            if ret != u32::MAX {
-                let w = &mut cta.warps[wi];
-                let at = lane * size + ret as usize;
-                write_le(&mut w.local, at, 4, 1);
-                w.local_known.set(at, 4);
+            if self.output.len() > most {
+                let end = (0..=most).rev().find(|&i| self.output.is_char_boundary(i)).unwrap_or(0);
+                self.output.truncate(end);
+                self.output
+                    .push_str(&format!("\n[the rest is dropped: `output_bytes` of Limits is {most}]\n"));
             }
+            self.printed(cta, wi, lane, ret);
+        }
+    }
+
+    /// Gives a lane its result.
+    fn printed(&self, cta: &mut Cta, wi: usize, lane: usize, ret: u32) {
+        if ret != u32::MAX {
+            let w = &mut cta.warps[wi];
+            let at = lane * self.l.prog.local_bytes as usize + ret as usize;
+            write_le(&mut w.local, at, 4, 1);
+            w.local_known.set(at, 4);
         }
     }
 
@@ -35,6 +51,9 @@ impl Machine<'_> {
         let a = &self.l.mem.allocs[i];
         let from = (addr - a.base) as usize;
         let bytes = a.data.get(from..).unwrap_or(&[]);
+        // No more than could be printed.
+        let most = usize::try_from(self.l.options.limits.output_bytes).unwrap_or(usize::MAX);
+        let bytes = &bytes[..bytes.len().min(most.saturating_add(1))];
         let end = bytes.iter().position(|&b| b == 0).unwrap_or(bytes.len());
         String::from_utf8_lossy(&bytes[..end]).into_owned()
     }
@@ -49,7 +68,11 @@ impl Machine<'_> {
             v
         };
         let mut chars = format.chars().peekable();
+        let most = usize::try_from(self.l.options.limits.output_bytes).unwrap_or(usize::MAX);
         while let Some(c) = chars.next() {
+            if out.len() > most {
+                break;
+            }
             if c != '%' {
                 out.push(c);
                 continue;

@@ -15,6 +15,7 @@ impl Machine<'_> {
             Op::Alu { .. }
             | Op::Setp { .. }
             | Op::SetpX2 { .. }
+            | Op::SetX2 { .. }
             | Op::Set { .. }
             | Op::Testp { .. }
             | Op::Selp { .. }
@@ -25,7 +26,7 @@ impl Machine<'_> {
             | Op::MadCarry { .. } => self.lanewise(op, &mut cta.warps[wi], pc, mask),
             Op::Ld { m, d, more } => self.load(cta, wi, pc, mask, m, d, more),
             Op::St { m, s, more } => self.store(cta, wi, pc, mask, m, s, more),
-            Op::Atom { m, op, ty, ftz, d, a, b } => self.atomic(cta, wi, pc, mask, m, op, ty, ftz, d, a, b),
+            Op::Atom { m, op, ty, d, a, b } => self.atomic(cta, wi, pc, mask, m, op, ty, d, a, b),
             Op::CpAsync { dst, doff, src, soff, bytes, src_bytes, ignore } => {
                 self.cp_async(cta, wi, pc, mask, (dst, doff), (src, soff), bytes, src_bytes, ignore);
             }

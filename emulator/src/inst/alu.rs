@@ -52,8 +52,13 @@ pub enum Alu {
     Neg(u8),
     Min(u8, bool),
     Max(u8, bool),
-    /// Signed 16-bit pairs: `true` is max.
-    MinMax16x2(bool, bool),
+    /// Pairs of 16 bits.
+    Add16x2,
+    /// Pairs of 16 bits: max, signed, negative results become zero.
+    MinMax16x2(bool, bool, bool),
+    /// Signed 32 bits, negative results become zero: `true` is max.
+    MinMaxRelu(bool),
+    Mad24HiSat,
     Popc(u8),
     Clz(u8),
     Bfind(u8, bool, bool),
@@ -116,10 +121,14 @@ pub enum Alu {
     DCopysign,
     H(HOp, Hf, bool, Fm),
     Cvt(Cvt),
-    /// Two f32 (high first) to a packed pair.
-    CvtPack(Hf, Fm),
-    /// Two f32 (high first) to an fp8 pair; `true` is e4m3.
+    /// Two f32 (high first) to a packed pair; `true` is .satfinite.
+    CvtPack(Hf, Fm, bool),
+    /// Two f32 (high first) to an fp8 pair: e4m3, relu.
     CvtPackFp8(bool, bool),
+    /// A pair of f16 to an fp8 pair: e4m3, relu.
+    CvtHalvesFp8(bool, bool),
+    /// Two s32 saturated to integers of so many bits, signed or not, above the low bits of a third.
+    CvtPackInt(u8, bool),
 }
 
 /// Approximate single-precision functions.
@@ -135,6 +144,8 @@ pub enum Approx {
     Cos,
     Tanh,
     Div,
+    /// Over the full range of the divisor.
+    DivFull,
 }
 
 /// Half-precision operations.
@@ -145,10 +156,7 @@ pub enum HOp {
     Sub,
     Mul,
     Fma,
-    Min,
-    Max,
-    MinNan,
-    MaxNan,
+    MinMax { max: bool, nan: bool, xorsign: bool },
     Neg,
     Abs,
     Ex2,
@@ -167,6 +175,8 @@ pub struct Cvt {
     pub ftz: bool,
     pub sat: bool,
     pub relu: bool,
+    /// Overflow gives the largest finite value.
+    pub finite: bool,
     pub dbits: u8,
 }
 

@@ -12,6 +12,7 @@ use crate::decode;
 use crate::error::{Error, Result};
 use crate::inst::Program;
 use crate::lexer::Lexer;
+use crate::limits::{Limits, within};
 use crate::types::{Space, Ty};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,6 +98,7 @@ pub(crate) struct Inner {
     pub by_name: HashMap<String, usize>,
     pub vars: Vec<Var>,
     pub files: HashMap<u32, String>,
+    pub limits: Limits,
 }
 
 /// A parsed PTX module.
@@ -112,6 +114,15 @@ impl Module {
     /// [`Error::Parse`] for malformed text, [`Error::Unsupported`] for a target, version or
     /// directive outside the scope. Bodies are read later: see [`Module::check`].
     pub fn parse(text: &str) -> Result<Module> {
+        Module::parse_with(text, &Limits::default())
+    }
+
+    /// As [`Module::parse`], with limits of the text and of what it asks for.
+    ///
+    /// # Errors
+    /// As [`Module::parse`], and [`Error::Limit`]; limits of bodies are errors of their decoding.
+    pub fn parse_with(text: &str, limits: &Limits) -> Result<Module> {
+        within("source_bytes", text.len() as u64, limits.source_bytes, || "bytes of PTX".to_string())?;
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut p = parse::Parser {
             lex: Lexer::new(text, 0, 1),
@@ -124,7 +135,9 @@ impl Module {
                 by_name: HashMap::new(),
                 vars: Vec::new(),
                 files: HashMap::new(),
+                limits: limits.clone(),
             },
+            summed: (0, 0),
         };
         p.module()?;
         let mut inner = p.out;
@@ -212,13 +225,13 @@ impl Module {
     fn declared_registers(&self, f: &Function) -> u32 {
         let Some((from, to, _)) = f.body else { return 0 };
         let text = &self.inner.text[from..to];
-        let mut total = 0;
+        let mut total = 0u32;
         for decl in text.split(".reg").skip(1) {
             let decl = decl.split(';').next().unwrap_or("");
             for name in decl.split(',') {
                 let n =
                     name.split_once('<').and_then(|(_, n)| n.split('>').next()?.trim().parse::<u32>().ok());
-                total += n.unwrap_or(1);
+                total = total.saturating_add(n.unwrap_or(1));
             }
         }
         total

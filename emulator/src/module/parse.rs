@@ -4,12 +4,15 @@ use super::vars::{parse_params, parse_vars};
 use super::{Function, Inner};
 use crate::error::{Error, Result};
 use crate::lexer::{Lexer, Tok, describe};
+use crate::limits::within;
 use crate::types::Space;
 use std::sync::OnceLock;
 
 pub(crate) struct Parser<'a> {
     pub lex: Lexer<'a>,
     pub out: Inner,
+    /// Variables looked at, and their bytes.
+    pub summed: (usize, u64),
 }
 
 impl<'a> Parser<'a> {
@@ -45,6 +48,7 @@ impl<'a> Parser<'a> {
                             _ => Space::Shared,
                         };
                         parse_vars(&mut self.lex, space, external, &mut self.out.vars)?;
+                        self.variables_fit(line)?;
                     }
                     ".file" => {
                         let rest = self.lex.rest_of_line();
@@ -79,6 +83,16 @@ impl<'a> Parser<'a> {
             }
             external = false;
         }
+    }
+
+    /// Adds the variables since the last call.
+    fn variables_fit(&mut self, line: u32) -> Result<()> {
+        let own = |v: &&super::Var| v.space != Space::Shared && !v.external;
+        let new: u64 = self.out.vars[self.summed.0..].iter().filter(own).map(|v| v.size).sum();
+        self.summed = (self.out.vars.len(), self.summed.1.saturating_add(new));
+        within("variable_bytes", self.summed.1, self.out.limits.variable_bytes, || {
+            format!("line {line}: bytes of .global and .const variables")
+        })
     }
 
     fn version(&mut self) -> Result<()> {

@@ -33,6 +33,10 @@ fn write_float(x: f64, c: Cvt) -> u64 {
     if c.relu && !x.is_nan() && x.is_sign_negative() {
         x = 0.0;
     }
+    if c.finite && !x.is_nan() {
+        let most = largest(c.to);
+        x = x.clamp(-most, most);
+    }
     if c.sat {
         x = if x >= 1.0 {
             1.0
@@ -112,7 +116,7 @@ pub(crate) fn eval(c: Cvt, v: u64) -> u64 {
         }
         (true, true) => {
             if let (Ty::E4M3x2 | Ty::E5M2x2, Ty::F16x2) = (from, to) {
-                return unpack_fp8(from == Ty::E4M3x2, v as u16);
+                return unpack_fp8(from == Ty::E4M3x2, c.relu, v as u16);
             }
             let mut x = read_float(from, v, c.ftz);
             if c.integral {
@@ -128,16 +132,30 @@ pub(crate) fn eval(c: Cvt, v: u64) -> u64 {
     }
 }
 
+/// Largest finite value of a type.
+fn largest(ty: Ty) -> f64 {
+    match ty {
+        Ty::F16 => 65504.0,
+        Ty::BF16 => (2.0 - exp2i(-7)) * exp2i(127),
+        Ty::Tf32 => (2.0 - exp2i(-10)) * exp2i(127),
+        _ => f64::from(f32::MAX),
+    }
+}
+
 fn range(ty: Ty) -> (i128, i128) {
     let b = ty.bits();
     if ty.is_signed() { (-(1i128 << (b - 1)), (1i128 << (b - 1)) - 1) } else { (0, (1i128 << b) - 1) }
 }
 
 /// Two singles to a packed pair: `hi` is the first operand of the instruction.
-pub(crate) fn pack(f: Hf, fm: Fm, hi: u32, lo: u32) -> u64 {
+pub(crate) fn pack(f: Hf, fm: Fm, finite: bool, hi: u32, lo: u32) -> u64 {
+    let most = largest(if f == Hf::F16 { Ty::F16 } else { Ty::BF16 }) as f32;
     let one = |x: u32| {
         let v = f32::from_bits(x);
-        if fm.relu && !v.is_nan() && v.is_sign_negative() { 0 } else { from_f32(v, f, fm.rnd) }
+        if fm.relu && !v.is_nan() && v.is_sign_negative() {
+            return 0;
+        }
+        from_f32(if finite && !v.is_nan() { v.clamp(-most, most) } else { v }, f, fm.rnd)
     };
     u64::from(one(hi)) << 16 | u64::from(one(lo))
 }
@@ -164,15 +182,39 @@ fn fp8(x: f64, e4m3: bool) -> u8 {
 }
 
 pub(crate) fn pack_fp8(e4m3: bool, relu: bool, hi: u32, lo: u32) -> u64 {
-    let one = |b: u32| {
-        let v = f64::from(f32::from_bits(b));
+    fp8_pair(e4m3, relu, f32::from_bits(hi), f32::from_bits(lo))
+}
+
+/// A pair of f16, rounded to fp8.
+pub(crate) fn halves_fp8(e4m3: bool, relu: bool, pair: u32) -> u64 {
+    fp8_pair(e4m3, relu, to_f32((pair >> 16) as u16, Hf::F16), to_f32(pair as u16, Hf::F16))
+}
+
+/// cvt.pack: `a` and `b` saturated to `bits` bits, `a` above `b`, above them the low bits of `c`.
+pub(crate) fn pack_int(bits: u8, signed: bool, s: [u64; 4]) -> u64 {
+    let one = |v: u64| {
+        let (lo, hi) =
+            if signed { (-(1i64 << (bits - 1)), (1i64 << (bits - 1)) - 1) } else { (0, (1i64 << bits) - 1) };
+        i64::from(v as i32).clamp(lo, hi) as u64 & mask(bits)
+    };
+    let pair = one(s[0]) << bits | one(s[1]);
+    (s[2] << (2 * bits) | pair) & mask(32)
+}
+
+fn fp8_pair(e4m3: bool, relu: bool, hi: f32, lo: f32) -> u64 {
+    let one = |b: f32| {
+        let v = f64::from(b);
         if relu && v.is_sign_negative() && !v.is_nan() { 0 } else { u64::from(fp8(v, e4m3)) }
     };
     one(hi) << 8 | one(lo)
 }
 
-fn unpack_fp8(e4m3: bool, v: u16) -> u64 {
+fn unpack_fp8(e4m3: bool, relu: bool, v: u16) -> u64 {
     let one = |b: u8| -> u64 {
+        let nan = b & 0x7f == 0x7f || !e4m3 && b & 0x7f > 0x7c;
+        if relu && b & 0x80 != 0 && !nan {
+            return 0;
+        }
         let x = if e4m3 {
             if b & 0x7f == 0x7f {
                 return 0x7fff;

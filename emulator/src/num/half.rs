@@ -45,7 +45,8 @@ pub(crate) fn from_f64(v: f64, f: Hf, rnd: Rnd) -> u16 {
     if v.is_nan() { 0x7fff } else { narrow(v, fmt(f), rnd) as u16 }
 }
 
-fn flush(bits: u16, f: Hf, on: bool) -> u16 {
+/// Flushes a subnormal to zero of its sign.
+pub(crate) fn flush(bits: u16, f: Hf, on: bool) -> u16 {
     let man = fmt(f).man;
     let exp = (bits & 0x7fff) >> man;
     if on && exp == 0 { bits & 0x8000 } else { bits }
@@ -58,31 +59,20 @@ pub(crate) fn one(op: HOp, f: Hf, fm: Fm, a: u16, b: u16, c: u16) -> u16 {
     let r = match op {
         HOp::Neg => return a ^ 0x8000,
         HOp::Abs => return a & 0x7fff,
-        HOp::Min | HOp::Max | HOp::MinNan | HOp::MaxNan => {
+        HOp::MinMax { max, nan, xorsign } => {
+            let sign = if xorsign { (a ^ b) & 0x8000 } else { 0 };
+            let (a, b) = if xorsign { (a & 0x7fff, b & 0x7fff) } else { (a, b) };
             let (x, y) = (w(a), w(b));
-            let max = matches!(op, HOp::Max | HOp::MaxNan);
-            let nan = matches!(op, HOp::MinNan | HOp::MaxNan);
-            return match (x.is_nan(), y.is_nan()) {
-                (true, true) => 0x7fff,
-                (true, false) => {
-                    if nan {
-                        0x7fff
-                    } else {
-                        b
-                    }
-                }
-                (false, true) => {
-                    if nan {
-                        0x7fff
-                    } else {
-                        a
-                    }
-                }
-                _ => {
+            let pick = match (x.is_nan(), y.is_nan()) {
+                (false, false) => {
                     let less = x < y || (x == y && x.is_sign_negative());
                     if less != max { a } else { b }
                 }
+                (true, false) if !nan => b,
+                (false, true) if !nan => a,
+                _ => return 0x7fff,
             };
+            return pick | sign;
         }
         HOp::Add => sum_odd(w(a), w(b)),
         HOp::Sub => sum_odd(w(a), -w(b)),

@@ -68,10 +68,20 @@ pub(crate) fn eval(alu: Alu, s: [u64; 4]) -> u64 {
         Alu::Neg(w) => a.wrapping_neg() & m(w),
         Alu::Min(w, s) => ext(a, w, s).min(ext(b, w, s)) as u64 & m(w),
         Alu::Max(w, s) => ext(a, w, s).max(ext(b, w, s)) as u64 & m(w),
-        Alu::MinMax16x2(max, s) => pair(a, b, |x, y| {
+        Alu::Add16x2 => pair(a, b, u64::wrapping_add),
+        Alu::MinMax16x2(max, s, relu) => pair(a, b, |x, y| {
             let (p, q) = (ext(x, 16, s), ext(y, 16, s));
-            (if max { p.max(q) } else { p.min(q) }) as u64
+            let v = if max { p.max(q) } else { p.min(q) };
+            (if relu { v.max(0) } else { v }) as u64
         }),
+        Alu::MinMaxRelu(max) => {
+            let (p, q) = (a as i32, b as i32);
+            (if max { p.max(q) } else { p.min(q) }).max(0) as u64
+        }
+        Alu::Mad24HiSat => {
+            let p = mul24(a, b, true, true) as u32 as i32;
+            p.saturating_add(c as i32) as u32 as u64
+        }
         Alu::Popc(w) => u64::from((a & m(w)).count_ones()),
         Alu::Clz(w) => u64::from((a & m(w)).leading_zeros()) - (64 - u64::from(w)),
         Alu::Bfind(w, s, shiftamt) => {
