@@ -75,8 +75,8 @@ pub fn scores(verdicts: &[Verdict], explanations: &[Explanation]) -> Vec<Score> 
 /// Why a campaign fails; empty when it passes.
 pub fn failures(scores: &[Score]) -> Vec<String> {
     let mut out = Vec::new();
-    for s in scores {
-        if s.class == Class::Synchronisation.name() && s.reported_percent() < REPORTED_AT_LEAST {
+    for s in scores.iter().filter(|s| s.class == Class::Synchronisation.name()) {
+        if s.reported_percent() < REPORTED_AT_LEAST {
             out.push(format!(
                 "checkers report {:.1} % of the synchronisation mutants, at least {REPORTED_AT_LEAST} % are promised",
                 s.reported_percent()
@@ -84,8 +84,8 @@ pub fn failures(scores: &[Score]) -> Vec<String> {
         }
         if s.unexplained > 0 {
             out.push(format!(
-                "{} {} survivor(s) without a reason in tests/src/mutate/explained.txt: make the tests or the checkers \
-                 see them, or write down why nothing can",
+                "{} {} survivor(s) without a reason in tests/src/mutate/explained.txt: make the scenes or the \
+                 checkers see them, or write down why nothing can",
                 s.unexplained, s.class
             ));
         }
@@ -166,7 +166,7 @@ pub fn change(v: &Verdict) -> String {
 }
 
 /// Who was not reported and has to be named: survivors, and synchronisation mutants with wrong bytes only.
-pub fn unreported<'a>(verdicts: &'a [Verdict]) -> impl Iterator<Item = &'a Verdict> {
+pub fn unreported(verdicts: &[Verdict]) -> impl Iterator<Item = &Verdict> {
     verdicts.iter().filter(|v| match v.outcome {
         Outcome::Survived => true,
         Outcome::Wrong => v.mutant.class == Class::Synchronisation,

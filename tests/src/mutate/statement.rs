@@ -48,11 +48,10 @@ impl Statement<'_> {
 }
 
 /// The entry `name` of a module: its text, from `.visible .entry` to its closing brace.
-pub fn entry<'a>(ptx: &'a str, name: &str) -> Option<Range<usize>> {
+pub fn entry(ptx: &str, name: &str) -> Option<Range<usize>> {
     let start = ptx.find(&format!(".entry {name}("))?;
     let start = ptx[..start].rfind('\n').map_or(0, |at| at + 1);
     let end = start + ptx[start..].find("\n}")? + 2;
-    let _: &'a str = ptx;
     Some(start..end)
 }
 
