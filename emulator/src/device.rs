@@ -3,14 +3,15 @@
 //! Module variables get their memory at the first launch of (or the first question about) a module
 //! and keep it, so a kernel sees what the kernel before it left there.
 
+use crate::counters::Counters;
 use crate::error::{Error, Result};
 use crate::exec;
 use crate::hooks::Hooks;
 use crate::inst::{Const, Program};
 use crate::limits::{Limits, within};
-use crate::memory::Memory;
+use crate::memory::{Memory, function_address};
 use crate::module::{Kernel, Module};
-use crate::report::{Class, Counters, Finding, Report};
+use crate::report::{Class, Finding, Report};
 use crate::types::Space;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -67,6 +68,9 @@ pub struct Options {
     pub counters: bool,
     /// Keep the counters of every line as well.
     pub profile: bool,
+    /// Host threads that run CTAs; 0 and 1 mean the calling one. The number changes nothing of memory,
+    /// findings and counters: CTAs that reach each other's memory run on one thread in any case.
+    pub threads: usize,
     /// Keep what was read and written of every allocation as well.
     pub buffers: bool,
     /// End a launch at its first finding, for those who ask only whether there is one.
@@ -85,6 +89,7 @@ impl Default for Options {
             resident_ctas: 16,
             counters: true,
             profile: false,
+            threads: std::thread::available_parallelism().map_or(1, |n| n.get().min(8)),
             buffers: false,
             stop_at_finding: false,
             limits: Limits::default(),
@@ -276,12 +281,19 @@ impl Device {
             }
         }
         for (i, v) in vars.iter().enumerate() {
-            for (offset, name, addend) in &v.relocs {
-                let Some(target) = vars.iter().position(|t| t.name == *name && !t.external) else {
-                    return Err(Error::Unresolved { line: v.line, name: name.clone() });
+            for r in &v.relocs {
+                let own = vars.iter().position(|t| t.name == r.symbol && !t.external);
+                let base = match (own, module.inner.by_name.get(&r.symbol)) {
+                    (Some(target), _) => at[target],
+                    (None, Some(&f)) => function_address(f),
+                    _ => return Err(Error::Unresolved { line: v.line, name: r.symbol.clone() }),
                 };
-                let value = at[target].wrapping_add(*addend as u64);
-                self.memory.write(at[i] + *offset as u64, &value.to_le_bytes())?;
+                let value = base.wrapping_add(r.addend as u64);
+                let place = at[i] + r.at as u64;
+                match r.byte {
+                    Some(k) => self.memory.write(place, &[(value >> (8 * k)) as u8])?,
+                    None => self.memory.write(place, &value.to_le_bytes())?,
+                }
             }
             if v.space == Space::Const
                 && let Some(k) = self.memory.find(at[i])
@@ -480,7 +492,7 @@ impl Device {
         for (a, p) in args.iter().zip(&info.params) {
             params[p.offset as usize..(p.offset + p.size) as usize].copy_from_slice(&a.bytes());
         }
-        let consts = program
+        let consts: Vec<_> = program
             .consts
             .iter()
             .map(|(r, c)| {
@@ -494,11 +506,11 @@ impl Device {
             .collect();
         let dynamic_end = if config.shared_bytes > 0 { total as u32 } else { program.shared_bytes };
         let start = Instant::now();
-        let out = exec::run(exec::Launch {
+        let launch = exec::Launch {
             prog: &program,
-            mem: &mut self.memory,
+            mem: &self.memory,
             params: &params,
-            consts,
+            consts: &consts,
             grid: config.grid,
             block: config.block,
             shared: dynamic_end,
@@ -506,8 +518,8 @@ impl Device {
             options: &self.options,
             files: &module.inner.files,
             resident,
-            hooks: hooks.map(|h| h as &mut dyn Hooks),
-        })?;
+        };
+        let out = exec::run(launch, hooks)?;
         Ok(Report {
             kernel: kernel.to_string(),
             findings: out.findings,
@@ -516,7 +528,7 @@ impl Device {
             wall_ns: start.elapsed().as_nanos() as u64,
             output: out.output,
             buffers: out.buffers,
-            profile: crate::profile::by_line(&out.profile, &program.places, &module.inner.files),
+            profile: crate::profile::by_line(&out.profile, &program, &module.inner.files),
         })
     }
 }

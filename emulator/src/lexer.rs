@@ -33,6 +33,8 @@ pub struct Lexer<'a> {
     pub pos: usize,
     /// Line of `pos`.
     pub line: u32,
+    /// The last integer literal ended in `U`.
+    pub unsigned: bool,
 }
 
 fn starts_word(c: u8) -> bool {
@@ -42,7 +44,7 @@ fn starts_word(c: u8) -> bool {
 impl<'a> Lexer<'a> {
     /// A lexer over `text` from byte `pos`, which is on line `line`.
     pub fn new(text: &'a str, pos: usize, line: u32) -> Lexer<'a> {
-        Lexer { text, pos, line }
+        Lexer { text, pos, line, unsigned: false }
     }
 
     fn byte(&self, at: usize) -> u8 {
@@ -204,9 +206,14 @@ impl<'a> Lexer<'a> {
     }
 
     fn suffix(&mut self) {
-        if self.byte(self.pos) == b'U' {
-            self.pos += 1;
-        }
+        self.unsigned = self.byte(self.pos) == b'U';
+        self.pos += usize::from(self.unsigned);
+    }
+
+    /// What follows, blanks and comments skipped.
+    pub fn rest(&mut self) -> Result<&'a str> {
+        self.skip()?;
+        Ok(self.text.get(self.pos..).unwrap_or(""))
     }
 
     /// Reads `c` or fails, naming what stands there.

@@ -49,10 +49,12 @@
 // Loops over lanes index several arrays by the lane number: that is what they mean.
 #![allow(clippy::needless_range_loop)]
 
+mod counters;
 mod decode;
 mod device;
 mod error;
 mod exec;
+mod expr;
 mod hooks;
 mod inst;
 mod launch;
@@ -66,6 +68,7 @@ mod profile;
 mod report;
 mod types;
 
+pub use counters::Counters;
 pub use device::{Arg, Checks, Device, DevicePtr, LaunchConfig, Options};
 pub use error::{Error, Result};
 pub use hooks::{AccessKind, Hooks, InstructionEvent, MemoryEvent};
@@ -73,6 +76,6 @@ pub use launch::{ArgSpec, Disk, Files, LaunchError, LaunchFile, parse_checks, re
 pub use limits::Limits;
 pub use lint::Lint;
 pub use module::{Kernel, Module, Param};
-pub use profile::{LineProfile, listing};
-pub use report::{BufferTraffic, Class, Counters, Finding, Place, Report, Side};
+pub use profile::{Hint, LineProfile, Profile, SourceProfile};
+pub use report::{BufferTraffic, Class, Finding, Place, Report, Side};
 pub use types::{Rnd, Space, Ty};

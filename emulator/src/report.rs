@@ -3,6 +3,7 @@
 //! Findings of the same kind at the same instruction are one, with a count; the first occurrence
 //! gives the details.
 
+use crate::counters::Counters;
 use crate::profile::LineProfile;
 use serde::Serialize;
 use std::fmt;
@@ -135,67 +136,6 @@ impl fmt::Display for Finding {
             write!(f, " [{} times]", self.count)?;
         }
         Ok(())
-    }
-}
-
-/// What a launch did. Bytes count what active lanes asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Counters {
-    /// Instructions, once a warp.
-    pub warp_instructions: u64,
-    /// Instructions, once an active lane.
-    pub lane_instructions: u64,
-    /// Bytes loaded from global memory, `cp.async` included.
-    pub global_bytes_read: u64,
-    /// Bytes stored to global memory, atomics included.
-    pub global_bytes_written: u64,
-    /// 32-byte sectors of the loads, distinct within a warp instruction.
-    pub global_sectors_read: u64,
-    /// 32-byte sectors of the stores and atomics.
-    pub global_sectors_written: u64,
-    /// Warp instructions that read or wrote shared memory.
-    pub shared_accesses: u64,
-    /// Passes beyond those the width of the accesses needs.
-    pub bank_conflicts: u64,
-    /// CTA barriers reached, once a warp.
-    pub barriers: u64,
-    /// Atomics, once a lane.
-    pub atomics: u64,
-    /// Floating or integer operations of mma (two a product).
-    pub mma_operations: u64,
-}
-
-impl Counters {
-    /// What was counted since `before`.
-    pub(crate) fn since(&self, before: &Counters) -> Counters {
-        Counters {
-            warp_instructions: self.warp_instructions - before.warp_instructions,
-            lane_instructions: self.lane_instructions - before.lane_instructions,
-            global_bytes_read: self.global_bytes_read - before.global_bytes_read,
-            global_bytes_written: self.global_bytes_written - before.global_bytes_written,
-            global_sectors_read: self.global_sectors_read - before.global_sectors_read,
-            global_sectors_written: self.global_sectors_written - before.global_sectors_written,
-            shared_accesses: self.shared_accesses - before.shared_accesses,
-            bank_conflicts: self.bank_conflicts - before.bank_conflicts,
-            barriers: self.barriers - before.barriers,
-            atomics: self.atomics - before.atomics,
-            mma_operations: self.mma_operations - before.mma_operations,
-        }
-    }
-
-    /// Adds another launch.
-    pub fn add(&mut self, o: &Counters) {
-        self.warp_instructions += o.warp_instructions;
-        self.lane_instructions += o.lane_instructions;
-        self.global_bytes_read += o.global_bytes_read;
-        self.global_bytes_written += o.global_bytes_written;
-        self.global_sectors_read += o.global_sectors_read;
-        self.global_sectors_written += o.global_sectors_written;
-        self.shared_accesses += o.shared_accesses;
-        self.bank_conflicts += o.bank_conflicts;
-        self.barriers += o.barriers;
-        self.atomics += o.atomics;
-        self.mma_operations += o.mma_operations;
     }
 }
 

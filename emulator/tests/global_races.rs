@@ -59,6 +59,17 @@ fn ctas_that_write_different_values_to_one_place_are_found() {
 }
 
 #[test]
+fn neighbouring_ctas_are_told_apart() {
+    // CTAs 2k and 2k + 1 read each other's words.
+    racy(
+        "mov.u32 %r1, %ctaid.x; mov.u32 %r6, %ntid.x; mad.lo.u32 %r2, %r1, %r6, %t; xor.b32 %r3, %r2, %r6; mul.wide.u32 %rd1, %r2, 4; \
+         mul.wide.u32 %rd2, %r3, 4; add.u64 %rd1, %out, %rd1; add.u64 %rd2, %out, %rd2;\n\
+         st.global.u32 [%rd1], 7; //!\nld.global.u32 %r4, [%rd2]; //!\n",
+        32,
+    );
+}
+
+#[test]
 fn a_cta_that_reads_what_another_writes_is_found() {
     let own = "@%p1 st.global.u32 [%mine], %c; //!\n";
     let next =

@@ -26,6 +26,7 @@ impl Hooks for Tally {
     fn memory(&mut self, e: &MemoryEvent<'_>) {
         assert_eq!(e.line, self.last, "an access belongs to the instruction told of before");
         let bytes = u64::from(e.lanes.count_ones() * e.bytes);
+        self.counted.global_requests += u64::from(e.space == Space::Global);
         match (e.space, e.kind) {
             (Space::Global, AccessKind::Read) => {
                 self.counted.global_bytes_read += bytes;
@@ -35,7 +36,10 @@ impl Hooks for Tally {
                 self.counted.global_bytes_written += bytes;
                 self.counted.global_sectors_written += e.units(32).len() as u64;
             }
-            (Space::Shared, _) => self.counted.shared_accesses += 1,
+            (Space::Shared, _) => {
+                self.counted.shared_accesses += 1;
+                self.counted.shared_bytes += bytes;
+            }
             _ => {}
         }
         if e.kind == AccessKind::Atomic {
@@ -83,7 +87,8 @@ fn events_add_up_to_the_counters() {
         let report = go(Some(&mut t), seed);
         assert!(report.is_clean(), "{:?}", report.findings);
         let c = report.counters;
-        let want = Counters { bank_conflicts: 0, barriers: 0, mma_operations: 0, ..c };
+        let want =
+            Counters { bank_conflicts: 0, shared_passes_ideal: 0, barriers: 0, mma_operations: 0, ..c };
         assert_eq!(t.counted, want);
         assert!(t.kinds.contains(&(AccessKind::Read, Space::Shared, 16)), "ldmatrix is a read of rows");
         assert!(t.kinds.contains(&(AccessKind::Write, Space::Shared, 16)), "cp.async writes its destination");

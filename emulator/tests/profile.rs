@@ -2,7 +2,7 @@
 
 mod common;
 use common::{kernel, run_with};
-use ptx_emulator::{Counters, LaunchConfig, Options};
+use ptx_emulator::{Arg, Checks, Counters, Device, LaunchConfig, Module, Options, Profile, Report};
 use std::process::Command;
 
 #[test]
@@ -30,16 +30,129 @@ fn every_line_has_its_own_counters_and_they_add_up_to_those_of_the_launch() {
     assert_eq!((store.counters.bank_conflicts, store.counters.shared_accesses), (2, 2));
     assert_eq!(store.source, Some(("k.rs".to_string(), 11)));
     let part = at("// a quarter");
-    assert_eq!((part.counters.warp_instructions, part.idle_lanes()), (10, 240));
+    assert_eq!((part.counters.warp_instructions, part.idle_lanes), (10, 240));
     let mut sum = Counters::default();
     r.profile.iter().for_each(|p| sum.add(&p.counters));
     assert_eq!(sum, r.counters);
-    let lines = ptx_emulator::listing(&text, &r.profile);
-    let hot = lines.lines().find(|l| l.contains("// scattered")).unwrap();
-    assert!(hot.contains("32.0/4.0"), "{hot}");
+    let lines = Profile::new(&text, &r).text(10);
+    let hot = lines.lines().rfind(|l| l.contains("// scattered")).unwrap();
+    assert!(hot.contains("32.0 (4.0)"), "{hot}");
     assert!(lines.contains("-- k.rs:10") && lines.contains("75.0%"), "{lines}");
     // Off unless asked for.
     assert!(run_with(&text, Options::default(), config, &vec![1; 1024], 32).report.profile.is_empty());
+}
+
+const CUDA: &str = include_str!("cuda/transpose.cu");
+const PTX: &str = include_str!("cuda/transpose.ptx");
+
+/// A kernel of transpose.cu over 64 x 64 words, or 4096 numbers.
+fn profiled(kernel: &str, config: LaunchConfig) -> Report {
+    let module = Module::parse(PTX).unwrap();
+    let mut device = Device::new(Options { profile: true, ..Options::default() });
+    let data: Vec<u8> = (0..4096u32).flat_map(|i| i.to_le_bytes()).collect();
+    let (x, y) = (device.alloc_init(&data, "x").unwrap(), device.alloc_init(&data, "y").unwrap());
+    let n = if kernel == "histogram" { 4096 } else { 64 };
+    let r = device.launch(&module, kernel, config, &[Arg::Ptr(x), Arg::Ptr(y), Arg::U32(n)]).unwrap();
+    assert!(r.is_clean(), "{kernel}: {:?}", r.findings);
+    if kernel.len() < 12 && config.block[1] == 8 {
+        let mut out = vec![0; 4 * 4096];
+        device.copy_from(y, &mut out).unwrap();
+        let word = |i: usize| u32::from_le_bytes(out[4 * i..4 * i + 4].try_into().unwrap()) as usize;
+        assert!((0..4096).all(|i| word(i) == i % 64 * 64 + i / 64), "{kernel} transposes");
+    }
+    r
+}
+
+/// Line of the source with the mark, in the function of that name.
+fn fault(kernel: &str) -> u32 {
+    let start = CUDA.lines().position(|l| l.contains(&format!(" {kernel}("))).unwrap();
+    let at = CUDA.lines().skip(start).position(|l| l.contains("FAULT")).unwrap();
+    (start + at + 1) as u32
+}
+
+const TILES: LaunchConfig = LaunchConfig { grid: [2, 2, 1], block: [32, 8, 1], shared_bytes: 0 };
+const ROW: LaunchConfig = LaunchConfig { grid: [2, 1, 1], block: [128, 1, 1], shared_bytes: 0 };
+
+#[test]
+fn the_first_hint_is_the_line_that_was_made_slow_on_purpose() {
+    for (kernel, config, kind, words) in [
+        ("uncoalesced", TILES, "uncoalesced", "32.0 sectors a request where 4.0"),
+        ("conflicted", TILES, "bank conflict", "32.0 passes"),
+        ("histogram", ROW, "atomic contention", "75% of the lanes wait"),
+        ("divergent", ROW, "idle lanes", "% of the lanes idle"),
+    ] {
+        let r = profiled(kernel, config);
+        let hints = Profile::new(PTX, &r).hints();
+        let first = &hints[0];
+        assert_eq!(first.kind, kind, "{kernel}: {hints:#?}");
+        // The atomic is a line of a header, inlined.
+        let place = first.inlined_at.as_ref().or(first.source.as_ref());
+        assert_eq!(place, Some(&("transpose.cu".to_string(), fault(kernel))), "{kernel}: {hints:#?}");
+        assert!(first.message.contains(words), "{kernel}: {}", first.message);
+        // Nothing else comes near.
+        assert!(hints.get(1).is_none_or(|h| 2 * h.cost < first.cost), "{kernel}: {hints:#?}");
+    }
+}
+
+#[test]
+fn the_kernel_without_the_fault_has_no_hint_of_that_kind() {
+    let r = profiled("padded", TILES);
+    assert_eq!(Profile::new(PTX, &r).hints(), []);
+    assert_eq!(r.counters.bank_conflicts, 0);
+    assert_eq!(r.counters.global_sectors_ideal, r.counters.global_sectors());
+}
+
+#[test]
+fn source_lines_sum_up_their_ptx_lines_and_show_their_text_when_it_is_found() {
+    let r = profiled("conflicted", TILES);
+    let profile = Profile::new(PTX, &r);
+    let sources = profile.by_source();
+    let with_source: u64 =
+        r.profile.iter().filter(|l| l.source.is_some()).map(|l| l.counters.warp_instructions).sum();
+    assert_eq!(sources.iter().map(|s| s.counters.warp_instructions).sum::<u64>(), with_source);
+    assert_eq!(sources[0].line, fault("conflicted"), "the hottest line is the slow one");
+    let text = "float v = tile[tx][i];  // FAULT";
+    assert!(!profile.text(5).contains(text));
+    let found =
+        profile.with_sources(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cuda").as_path());
+    for view in [found.text(5), found.html(5), found.svg(5)] {
+        assert!(view.contains(text), "{view}");
+    }
+}
+
+#[test]
+fn pictures_are_well_formed_and_cite_what_they_show() {
+    let r = profiled("uncoalesced", TILES);
+    let profile = Profile::new(PTX, &r);
+    let (html, svg) = (profile.html(5), profile.svg(5));
+    for (name, text, end) in [("html", &html, "</html>\n"), ("svg", &svg, "</svg>\n")] {
+        assert!(text.ends_with(end), "{name}");
+        assert!(text.contains("not timed") && text.contains("32.0 (4.0)"), "{name}: {text}");
+        // One file: nothing is fetched.
+        assert!(!text.contains("<script") && !text.contains("src=") && !text.contains("href="), "{name}");
+    }
+    // Every tag of the picture is closed.
+    let open = svg.matches('<').count() - svg.matches("</").count();
+    assert_eq!(open, svg.matches("/>").count() + svg.matches("</").count());
+}
+
+#[test]
+fn counters_do_not_depend_on_the_profile_but_for_those_that_say_so() {
+    let module = Module::parse(PTX).unwrap();
+    let mut got = [true, false].map(|profile| {
+        let checks = Checks::all();
+        let mut device = Device::new(Options { profile, checks, ..Options::default() });
+        let x = device.alloc_init(&[1; 4096], "x").unwrap();
+        let y = device.alloc_init(&[0; 64], "bins").unwrap();
+        device
+            .launch(&module, "histogram", ROW, &[Arg::Ptr(x), Arg::Ptr(y), Arg::U32(4096)])
+            .unwrap()
+            .counters
+    });
+    assert!(got[0].global_sectors_ideal > 0 && got[0].atomic_conflicts == 31 * got[0].atomics / 32);
+    assert_eq!((got[1].global_sectors_ideal, got[1].atomic_conflicts), (0, 0));
+    (got[0].global_sectors_ideal, got[0].atomic_conflicts) = (0, 0);
+    assert_eq!(got[0], got[1]);
 }
 
 #[test]
@@ -57,7 +170,7 @@ fn the_command_line_profiles_and_lints() {
     let o = emu(&["run", "launch.json", "--profile"]);
     let text = String::from_utf8(o.stdout).unwrap();
     assert_eq!(o.status.code(), Some(0), "{text}");
-    assert!(text.contains("sectors/needed") && text.contains("shfl.sync"), "{text}");
+    assert!(text.contains("sectors (ideal)") && text.contains("shfl.sync"), "{text}");
     let o = emu(&["run", "launch.json", "--profile", "--json"]);
     let v: serde_json::Value = serde_json::from_slice(&o.stdout).unwrap();
     assert!(!v["profile"].as_array().unwrap().is_empty());

@@ -5,7 +5,7 @@
 
 use ptx_emulator::{
     Arg, Device, Files, Hooks, InstructionEvent, LaunchConfig, LaunchFile, Limits, MemoryEvent, Module,
-    Options, listing,
+    Options, Profile,
 };
 use std::io::{Error, Result};
 use std::path::Path;
@@ -81,7 +81,8 @@ pub fn run(data: &[u8]) -> usize {
         let mut watch = Watch::default();
         let Ok(report) = device.launch_with(&module, &k.name, config, &args, &mut watch) else { continue };
         assert_eq!(watch.0, report.counters.lane_instructions);
-        let _ = listing(text, &report.profile);
+        let view = Profile::new(text, &report);
+        let _ = (view.text(5), view.html(5), view.svg(5));
         for f in &report.findings {
             let _ = f.to_string();
         }

@@ -5,7 +5,7 @@
 //! line and nothing else.
 
 use clap::{Parser, Subcommand};
-use ptx_emulator::{Checks, Error, LaunchError, Limits, Module, Options, listing, parse_checks, read_launch};
+use ptx_emulator::{Checks, Error, LaunchError, Limits, Module, Options, Profile, parse_checks, read_launch};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -43,9 +43,22 @@ enum Command {
         /// Warp instructions after which the run is ended
         #[arg(long)]
         max_steps: Option<u64>,
-        /// A listing of the PTX with executions, idle lanes, sectors and bank conflicts of each line
+        /// Hints, hot lines, and a listing of the PTX with its source lines: lane instructions, idle
+        /// lanes, sectors against the fewest possible, bank conflicts and bytes of each
         #[arg(long)]
         profile: bool,
+        /// The profile as one HTML file
+        #[arg(long, value_name = "FILE")]
+        profile_html: Option<PathBuf>,
+        /// The hottest lines as a picture
+        #[arg(long, value_name = "FILE")]
+        profile_svg: Option<PathBuf>,
+        /// Hints and hot lines to show
+        #[arg(long, default_value_t = 10, value_name = "N")]
+        top: usize,
+        /// Host threads that run CTAs (default: one a core, 8 at most); the report does not depend on it
+        #[arg(long, value_parser = clap::value_parser!(u16).range(..=256))]
+        threads: Option<u16>,
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
@@ -77,7 +90,20 @@ enum Command {
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run { launch, json, seed, check, max_steps, profile, sm, limit } => {
+        Command::Run {
+            launch,
+            json,
+            seed,
+            check,
+            max_steps,
+            profile,
+            profile_html,
+            profile_svg,
+            top,
+            threads,
+            sm,
+            limit,
+        } => {
             let checks: Option<Checks> = match check.as_deref().map(|c| parse_checks(c.split(','))) {
                 Some(Ok(c)) => Some(c),
                 Some(Err(e)) => return fail(&e),
@@ -87,11 +113,16 @@ fn main() -> ExitCode {
                 Ok(l) => l,
                 Err(e) => return fail(&e),
             };
-            let mut options = Options { seed, sm, profile, limits, ..Options::default() };
+            let views = Views { text: profile, html: profile_html, svg: profile_svg, top };
+            let profile = views.wanted();
+            let mut options = Options { seed, sm, profile, buffers: profile, limits, ..Options::default() };
             if let Some(m) = max_steps {
                 options.max_steps = m;
             }
-            run(&launch, checks, options, json)
+            if let Some(t) = threads {
+                options.threads = usize::from(t);
+            }
+            run(&launch, checks, options, json, &views)
         }
         Command::List { file, json } => list(&file, json),
         Command::Lint { file, json } => lint(&file, json),
@@ -101,6 +132,20 @@ fn main() -> ExitCode {
 fn fail(message: &str) -> ExitCode {
     eprintln!("ptx-emu: {message}");
     ExitCode::from(2)
+}
+
+/// What is made of the counters by line.
+struct Views {
+    text: bool,
+    html: Option<PathBuf>,
+    svg: Option<PathBuf>,
+    top: usize,
+}
+
+impl Views {
+    fn wanted(&self) -> bool {
+        self.text || self.html.is_some() || self.svg.is_some()
+    }
 }
 
 /// The default limits, with those of `--limit NAME=N`.
@@ -116,7 +161,7 @@ fn limits(given: &[String]) -> Result<Limits, String> {
     Ok(limits)
 }
 
-fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool) -> ExitCode {
+fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool, views: &Views) -> ExitCode {
     let at = |e: &dyn std::fmt::Display| format!("{}: {e}", launch.display());
     let (file, mut disk) = match read_launch(launch) {
         Ok(f) => f,
@@ -145,11 +190,17 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool) -> E
     if !report.output.is_empty() {
         eprint!("{}", report.output);
     }
+    let ptx =
+        if views.wanted() { file.ptx_text(&mut disk, &limits).unwrap_or_default() } else { String::new() };
+    let profile =
+        Profile::new(&ptx, &report).with_sources(disk.0.join(&file.ptx).parent().unwrap_or(Path::new("")));
     if json {
-        match serde_json::to_string(&report) {
-            Ok(s) => println!("{s}"),
-            Err(e) => return fail(&e.to_string()),
+        let mut record = json!(report);
+        if views.wanted() {
+            record["hints"] = json!(profile.hints());
+            record["profile_by_source"] = json!(profile.by_source());
         }
+        println!("{record}");
     } else {
         let c = &report.counters;
         let seconds = report.wall_ns as f64 * 1e-9;
@@ -165,12 +216,19 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool) -> E
             c.bank_conflicts,
             c.barriers
         );
-    }
-    if !json && !report.profile.is_empty() {
-        match file.ptx_text(&mut disk, &limits) {
-            Ok(text) => print!("{}", listing(&text, &report.profile)),
-            Err(e) => return fail(&at(&e)),
+        if views.text {
+            print!("{}", profile.text(views.top));
         }
+    }
+    if let Some(path) = &views.html
+        && let Err(e) = std::fs::write(path, profile.html(views.top))
+    {
+        return fail(&format!("{}: {e}", path.display()));
+    }
+    if let Some(path) = &views.svg
+        && let Err(e) = std::fs::write(path, profile.svg(views.top))
+    {
+        return fail(&format!("{}: {e}", path.display()));
     }
     if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }

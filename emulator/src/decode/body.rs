@@ -56,7 +56,7 @@ impl<'a> Decoder<'a> {
 
     fn label(&mut self, name: &'a str) -> Result<()> {
         if let Tok::Word(w) = self.lex.peek()? {
-            if w == ".branchtargets" {
+            if w == ".branchtargets" || w == ".calltargets" {
                 self.lex.next()?;
                 let mut list = vec![self.lex.word()?.to_string()];
                 while self.lex.eat(b',')? {
@@ -66,9 +66,9 @@ impl<'a> Decoder<'a> {
                 self.declare(name, Sym::Targets(list));
                 return Ok(());
             }
-            if w == ".callprototype" || w == ".calltargets" {
-                while !matches!(self.lex.next()?, Tok::Punct(b';') | Tok::Eof) {}
-                return Ok(());
+            if w == ".callprototype" {
+                self.lex.next()?;
+                return self.prototype(name);
             }
         }
         let at = self.out.insts.len() as u32;
@@ -86,6 +86,9 @@ impl<'a> Decoder<'a> {
                 let mut n = rest.split([' ', '\t', ',']).filter(|s| !s.is_empty());
                 self.place.file = n.next().and_then(|v| v.parse().ok()).unwrap_or(0);
                 self.place.source = n.next().and_then(|v| v.parse().ok()).unwrap_or(0);
+                // `.loc 1 2 3, function_name label, inlined_at 4 5 6`
+                let mut at = n.skip_while(|w| *w != "inlined_at").skip(1).map(|v| v.parse().unwrap_or(0));
+                self.place.call = (at.next().unwrap_or(0), at.next().unwrap_or(0));
                 Ok(())
             }
             ".file" => {

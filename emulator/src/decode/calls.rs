@@ -1,11 +1,12 @@
 //! Functions: calls, the local areas their arguments travel in, and the refusal of recursion.
 
+use super::operands::Opd;
 use super::{Decoder, Fix, FnArea, Sym};
 use crate::error::{Error, Result};
 use crate::inst::*;
-use crate::lexer::Lexer;
-use crate::module::Param;
-use crate::types::Space;
+use crate::lexer::{Lexer, Tok};
+use crate::module::{Param, parse_params};
+use crate::types::{Space, Ty};
 use std::collections::HashMap;
 
 impl<'a> Decoder<'a> {
@@ -17,13 +18,15 @@ impl<'a> Decoder<'a> {
             self.lex.expect(b',')?;
         }
         let name = self.lex.word()?;
-        let mut args = Vec::new();
+        let (mut args, mut list) = (Vec::new(), None);
         if self.lex.eat(b',')? {
             if self.lex.eat(b'(')? {
                 args = self.names_to(b')')?;
-            }
-            if self.lex.eat(b',')? {
-                return self.unsupported(opcode, "indirect calls");
+                if self.lex.eat(b',')? {
+                    list = Some(self.lex.word()?);
+                }
+            } else {
+                list = Some(self.lex.word()?);
             }
         }
         self.lex.expect(b';')?;
@@ -37,6 +40,9 @@ impl<'a> Decoder<'a> {
                 .collect()
         };
         let (args, rets) = (locals(self, &args)?, locals(self, &rets)?);
+        if let Some(list) = list {
+            return self.call_indirect(opcode, name, list, &args, &rets);
+        }
         let Some(&index) = self.module.by_name.get(name) else {
             return Err(Error::Unresolved { line: self.place.line, name: name.to_string() });
         };
@@ -67,6 +73,13 @@ impl<'a> Decoder<'a> {
                 f.rets.len()
             ));
         }
+        self.call_known(index, &args, &rets)?;
+        Ok(())
+    }
+
+    /// Copies the arguments, calls function `index`, and copies the results to come back with; returns
+    /// where the last of these instructions stands.
+    fn call_known(&mut self, index: usize, args: &[u32], rets: &[u32]) -> Result<u32> {
         let area = self.area(index)?;
         let current = self.current;
         if let Some(a) = self.areas.get_mut(&current) {
@@ -78,15 +91,87 @@ impl<'a> Decoder<'a> {
         }
         let ret = area.ret_reg.unwrap_or(R::NONE);
         let at = self.emit(Op::Call { target: 0, ret, first_copy: first, copies: args.len() as u32 });
-        self.fixes.push((at, Fix::Call(index), 0, name.to_string(), self.place.line));
+        let name = self.module.functions[index].name.clone();
+        self.fixes.push((at, Fix::Call(index), 0, name, self.place.line));
+        if rets.is_empty() {
+            return Ok(at);
+        }
         let first = self.out.copies.len() as u32;
         for (&to, &(from, bytes)) in rets.iter().zip(&area.rets) {
             self.out.copies.push(ArgCopy { from, to, bytes });
         }
-        if !rets.is_empty() {
-            // The results come back by a call that goes to the next instruction.
-            let target = self.out.insts.len() as u32 + 1;
-            self.emit(Op::Call { target, ret: R::NONE, first_copy: first, copies: rets.len() as u32 });
+        // The results come back by a call that goes to the next instruction.
+        let target = self.out.insts.len() as u32 + 1;
+        Ok(self.emit(Op::Call { target, ret: R::NONE, first_copy: first, copies: rets.len() as u32 }))
+    }
+
+    /// `.callprototype (results) _ (parameters);`
+    pub(super) fn prototype(&mut self, name: &'a str) -> Result<()> {
+        let list = |lex: &mut Lexer<'a>| -> Result<Vec<u32>> {
+            match lex.peek()? {
+                Tok::Punct(b'(') => Ok(parse_params(lex)?.iter().map(|p| p.size).collect()),
+                _ => Ok(Vec::new()),
+            }
+        };
+        let rets = list(&mut self.lex)?;
+        self.lex.word()?;
+        let params = list(&mut self.lex)?;
+        while !matches!(self.lex.next()?, Tok::Punct(b';') | Tok::Eof) {}
+        self.declare(name, Sym::Prototype(params, rets));
+        Ok(())
+    }
+
+    /// A call through a register: the address decides among the functions of a list, or among those of
+    /// the prototype whose address is taken somewhere; each has a piece of code that copies for it.
+    fn call_indirect(
+        &mut self,
+        opcode: &'a str,
+        name: &'a str,
+        list: &str,
+        args: &[u32],
+        rets: &[u32],
+    ) -> Result<()> {
+        let module = self.module;
+        let sizes = |list: &[Param]| list.iter().map(|p| p.size).collect::<Vec<u32>>();
+        let candidates: Vec<usize> = match self.lookup(list) {
+            Some(Sym::Targets(names)) => names
+                .iter()
+                .map(|n| match module.by_name.get(n) {
+                    Some(&i) if module.functions[i].body.is_some() => Ok(i),
+                    _ => Err(Error::Unresolved { line: self.place.line, name: n.clone() }),
+                })
+                .collect::<Result<_>>()?,
+            Some(Sym::Prototype(p, r)) => module
+                .taken()
+                .iter()
+                .copied()
+                .filter(|&i| {
+                    let f = &module.functions[i];
+                    f.body.is_some() && sizes(&f.params) == *p && sizes(&f.rets) == *r
+                })
+                .collect(),
+            _ => return self.bad(format!("no .calltargets or .callprototype `{list}` before its use")),
+        };
+        if candidates.iter().any(|&i| module.functions[i].params.len() != args.len()) {
+            return self.unsupported(opcode, "a list of functions with other parameters than the call");
+        }
+        let target = self.src(&Opd::Word(name), Ty::B64)?;
+        let first = self.out.tables.len() as u32;
+        self.emit(Op::CallIndirect { target, first, n: candidates.len() as u32 });
+        for &i in &candidates {
+            self.out.tables.extend([i as u32, 0]);
+        }
+        // Lanes that do not call go past all of it, and so does who comes back.
+        self.guard = NO_P;
+        let mut ends = vec![self.emit(Op::Bra { target: 0 })];
+        for (k, &i) in candidates.iter().enumerate() {
+            self.out.tables[first as usize + 2 * k + 1] = self.out.insts.len() as u32;
+            self.call_known(i, args, rets)?;
+            ends.push(self.emit(Op::Bra { target: 0 }));
+        }
+        let end = self.out.insts.len() as u32;
+        for at in ends {
+            self.out.insts[at as usize].op = Op::Bra { target: end };
         }
         Ok(())
     }

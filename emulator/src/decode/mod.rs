@@ -13,6 +13,7 @@ mod convert;
 mod float;
 mod mbarrier;
 mod memory;
+mod mma;
 mod operands;
 mod warp;
 mod wmma;
@@ -36,8 +37,10 @@ enum Sym {
     Dynamic,
     /// Module variable, by index.
     Module(usize),
-    /// `.branchtargets`.
+    /// `.branchtargets` or `.calltargets`.
     Targets(Vec<String>),
+    /// `.callprototype`: bytes of the parameters and of the results.
+    Prototype(Vec<u32>, Vec<u32>),
 }
 
 struct Scope<'a> {

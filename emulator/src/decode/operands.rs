@@ -4,6 +4,7 @@ use super::{Decoder, Fix, Sym};
 use crate::error::{Error, Result};
 use crate::inst::*;
 use crate::lexer::{Tok, describe};
+use crate::memory::function_address;
 use crate::types::{Rnd, Space, Ty};
 
 /// An operand as written.
@@ -101,30 +102,42 @@ impl<'a> Mods<'a> {
     }
 }
 
+/// `name` is `stem` with a number below `n`.
+fn counted(name: &str, stem: &str, n: u32) -> bool {
+    name.strip_prefix(stem).and_then(|d| d.parse::<u32>().ok()).is_some_and(|d| d < n)
+}
+
 impl<'a> Decoder<'a> {
     pub(super) fn operand(&mut self) -> Result<Opd<'a>> {
         let line = self.lex.line;
+        let start = self.lex.clone();
         Ok(match self.lex.next()? {
             Tok::Word(w) => {
                 if self.lex.eat(b'|')? {
                     return Ok(Opd::Pair(w, self.lex.word()?));
                 }
                 if self.lex.eat(b'+')? {
-                    let v = self.lex.int()?;
-                    return Ok(Opd::Plus(w, v as i64));
+                    return Ok(Opd::Plus(w, self.lex.constant()? as i64));
+                }
+                if self.lex.eat(b'-')? {
+                    return Ok(Opd::Plus(w, (self.lex.constant()? as i64).wrapping_neg()));
                 }
                 Opd::Word(w)
             }
-            Tok::Int(v) => Opd::Int(v),
             Tok::F32(v) => Opd::F32(v),
             Tok::F64(v) => Opd::F64(v),
-            Tok::Punct(b'-') => match self.lex.next()? {
-                Tok::Int(v) => Opd::Int(v.wrapping_neg()),
-                Tok::F32(v) => Opd::F32(v ^ 0x8000_0000),
-                Tok::F64(v) => Opd::F64(v ^ 1 << 63),
-                other => return Err(Error::parse(line, format!("`-` before {}", describe(other)))),
-            },
-            Tok::Punct(b'!') => Opd::Not(self.lex.word()?),
+            Tok::Punct(b'-') if matches!(self.lex.peek()?, Tok::F32(_) | Tok::F64(_)) => {
+                match self.lex.next()? {
+                    Tok::F32(v) => Opd::F32(v ^ 0x8000_0000),
+                    Tok::F64(v) => Opd::F64(v ^ 1 << 63),
+                    other => return Err(Error::parse(line, format!("`-` before {}", describe(other)))),
+                }
+            }
+            Tok::Punct(b'!') if matches!(self.lex.peek()?, Tok::Word(_)) => Opd::Not(self.lex.word()?),
+            Tok::Int(_) | Tok::Punct(b'-' | b'!' | b'~' | b'(' | b'+') => {
+                self.lex = start;
+                Opd::Int(self.lex.constant()?)
+            }
             Tok::Punct(b'{') => {
                 let mut v = Vec::with_capacity(4);
                 loop {
@@ -140,16 +153,20 @@ impl<'a> Decoder<'a> {
                 }
             }
             Tok::Punct(b'[') => {
+                let inside = self.lex.clone();
                 let (base, mut offset) = match self.lex.next()? {
                     Tok::Word(w) => (Some(w), 0i64),
-                    Tok::Int(v) => (None, v as i64),
+                    Tok::Int(_) | Tok::Punct(b'(') => {
+                        self.lex = inside;
+                        (None, self.lex.constant()? as i64)
+                    }
                     other => return Err(Error::parse(line, format!("{} in an address", describe(other)))),
                 };
                 loop {
                     match self.lex.next()? {
                         Tok::Punct(b']') => break Opd::Mem(base, offset),
-                        Tok::Punct(b'+') => offset = offset.wrapping_add(self.lex.int()? as i64),
-                        Tok::Punct(b'-') => offset = offset.wrapping_sub(self.lex.int()? as i64),
+                        Tok::Punct(b'+') => offset = offset.wrapping_add(self.lex.factor()? as i64),
+                        Tok::Punct(b'-') => offset = offset.wrapping_sub(self.lex.factor()? as i64),
                         other => {
                             return Err(Error::parse(line, format!("{} in an address", describe(other))));
                         }
@@ -288,11 +305,17 @@ impl<'a> Decoder<'a> {
                 "dynamic_smem_size" => Special::DynamicSmemSize,
                 "total_smem_size" => Special::TotalSmemSize,
                 "WARP_SZ" => return Some(self.constant(32, bits == 64)),
-                "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" => {
+                "clock" | "clock_hi" | "clock64" | "globaltimer" | "globaltimer_lo" | "globaltimer_hi" => {
                     // Read when the instruction is reached: counts instructions of the warp.
                     let r = self.new_reg(bits == 64);
-                    self.emit(Op::Clock { d: r });
+                    self.emit(Op::Clock { d: r, hi: name.ends_with("_hi") });
                     return Some(r);
+                }
+                "aggr_smem_size" => Special::TotalSmemSize,
+                "current_graph_exec" => return Some(self.constant(0, bits == 64)),
+                // Registers of the driver and counters of the hardware: there are none.
+                n if counted(n, "envreg", 32) || counted(n.trim_end_matches("_64"), "pm", 8) => {
+                    return Some(self.constant(0, bits == 64));
                 }
                 _ => return None,
             },
@@ -309,7 +332,13 @@ impl<'a> Decoder<'a> {
 
     /// Address of a variable as a value.
     fn address_of(&mut self, name: &'a str, offset: i64, bits: u32) -> Result<Option<R>> {
-        let Some(sym) = self.lookup(name) else { return Ok(None) };
+        let Some(sym) = self.lookup(name) else {
+            let function = self.module.by_name.get(name).filter(|&&i| !self.module.functions[i].entry);
+            return Ok(match function {
+                Some(&i) if bits == 64 && offset == 0 => Some(self.constant(function_address(i), true)),
+                _ => None,
+            });
+        };
         match *sym {
             Sym::At { offset: at, .. } => {
                 Ok(Some(self.constant((i64::from(at) + offset) as u64, bits == 64)))
@@ -381,6 +410,9 @@ impl<'a> Decoder<'a> {
                 }
                 if let Some(r) = self.special(w, bits) {
                     return Ok(r);
+                }
+                if ["%cluster", "%ncluster", "%is_explicit_cluster"].iter().any(|c| w.starts_with(c)) {
+                    return self.unsupported(w, "clusters");
                 }
                 if *w == "WARP_SZ" {
                     return Ok(self.constant(32, bits == 64));

@@ -1,4 +1,4 @@
-//! Decoding of control flow, barriers, warp-wide operations and matrix instructions.
+//! Decoding of control flow, barriers, warp-wide operations and matrix moves.
 
 use super::Decoder;
 use super::operands::{Mods, Opd};
@@ -41,7 +41,18 @@ impl<'a> Decoder<'a> {
             "trap" => {
                 self.emit(Op::Trap);
             }
-            "brkpt" | "pmevent" => {
+            "brkpt" => {
+                self.emit(Op::Nop);
+            }
+            "pmevent" => {
+                m.take("mask");
+                self.emit(Op::Nop);
+            }
+            "griddepcontrol" => {
+                // Every kernel runs alone here: nothing to wait for, nobody to launch.
+                if !(m.take("wait") || m.take("launch_dependents")) {
+                    return self.unsupported(m.full, "this instruction");
+                }
                 self.emit(Op::Nop);
             }
             "nanosleep" => {
@@ -267,89 +278,6 @@ impl<'a> Decoder<'a> {
         } else {
             Op::Stmatrix { n, trans, regs, base, offset, generic }
         });
-        Ok(true)
-    }
-
-    /// m16n8k32 and k64 of s4 and u4.
-    fn mma_int4(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>], shape: &str, sat: bool) -> Result<bool> {
-        let sign = |s: &str| matches!(s, "s4" | "u4").then(|| s == "s4");
-        let (a, b) = (m.find(sign), m.find(sign));
-        let sums = m.take("s32") & m.take("s32");
-        let (Some(a_signed), Some(b_signed), true, "m16n8k32" | "m16n8k64") = (a, b, sums, shape) else {
-            return self.unsupported(m.full, "shape or types");
-        };
-        self.count(m, ops, 4..=4)?;
-        let k = if shape == "m16n8k64" { 64 } else { 32 };
-        let n = usize::from(k) / 16;
-        let regs = self.pool(&ops[0], 4, Ty::B32, true)?;
-        self.pool(&ops[1], n, Ty::B32, false)?;
-        self.pool(&ops[2], n / 2, Ty::B32, false)?;
-        self.pool(&ops[3], 4, Ty::B32, false)?;
-        let kind = MmaKind::Int { k, bits: 4, a_signed, b_signed, sat };
-        self.emit(Op::Mma { kind, regs });
-        Ok(true)
-    }
-
-    fn mma(&mut self, m: &mut Mods<'a>, ops: &[Opd<'a>]) -> Result<bool> {
-        let fixed = m.take("sync") & m.take("aligned") & m.take("row") & m.take("col");
-        let shape = m.find(|s| s.starts_with('m').then_some(s));
-        let sat = m.take("satfinite");
-        if let (Some(shape), true) = (shape, fixed && (m.has("s4") || m.has("u4"))) {
-            return self.mma_int4(m, ops, shape, sat);
-        }
-        let tys = [m.ty(), m.ty(), m.ty(), m.ty()];
-        let (Some(shape), [Some(dt), Some(at), Some(bt), Some(ct)], true) = (shape, tys, fixed) else {
-            return self
-                .unsupported(m.full, if m.has("b1") { "1-bit types" } else { "layout, shape or type" });
-        };
-        let half = |t: Ty| match t {
-            Ty::F16 => Some(Hf::F16),
-            Ty::BF16 => Some(Hf::BF16),
-            _ => None,
-        };
-        let byte = |t: Ty| matches!(t, Ty::S8 | Ty::U8);
-        // Registers of d, a, b, c.
-        let (kind, n, ty) = match (shape, at) {
-            ("m16n8k16" | "m16n8k8", Ty::F16 | Ty::BF16) if at == bt && dt == ct => {
-                let k = if shape == "m16n8k16" { 16 } else { 8 };
-                let acc_f32 = match dt {
-                    Ty::F32 => true,
-                    Ty::F16 if at == Ty::F16 => false,
-                    _ => return self.unsupported(m.full, "accumulator type"),
-                };
-                let cd = if acc_f32 { 4 } else { 2 };
-                let fmt = half(at).unwrap_or(Hf::F16);
-                let ab = k as usize / 4;
-                (
-                    MmaKind::Half { fmt, k, acc_f32 },
-                    [cd, ab, ab / 2, cd],
-                    [if acc_f32 { Ty::F32 } else { Ty::B32 }, Ty::B32],
-                )
-            }
-            ("m16n8k8" | "m16n8k4", Ty::Tf32) if bt == at && dt == Ty::F32 && ct == Ty::F32 => {
-                let k = if shape == "m16n8k8" { 8 } else { 4 };
-                let ab = k as usize / 2;
-                (MmaKind::Tf32 { k }, [4, ab, ab / 2, 4], [Ty::F32, Ty::B32])
-            }
-            ("m16n8k32" | "m16n8k16", _) if byte(at) && byte(bt) && dt == Ty::S32 && ct == Ty::S32 => {
-                let k = if shape == "m16n8k32" { 32 } else { 16 };
-                let ab = k as usize / 8;
-                let (a_signed, b_signed) = (at == Ty::S8, bt == Ty::S8);
-                let kind = MmaKind::Int { k, bits: 8, a_signed, b_signed, sat };
-                (kind, [4, ab, ab / 2, 4], [Ty::B32, Ty::B32])
-            }
-            ("m8n8k4", Ty::F64) if bt == at && dt == at && ct == at => {
-                m.take("rn");
-                (MmaKind::F64, [2, 1, 1, 2], [Ty::F64, Ty::F64])
-            }
-            _ => return self.unsupported(m.full, "shape or types"),
-        };
-        self.count(m, ops, 4..=4)?;
-        let regs = self.pool(&ops[0], n[0], ty[0], true)?;
-        self.pool(&ops[1], n[1], ty[1], false)?;
-        self.pool(&ops[2], n[2], ty[1], false)?;
-        self.pool(&ops[3], n[3], ty[0], false)?;
-        self.emit(Op::Mma { kind, regs });
         Ok(true)
     }
 }

@@ -4,6 +4,7 @@ use super::lanes::lanes;
 use super::mem::{read_le, write_le};
 use super::order::Me;
 use super::race::{self, Bring, How};
+use super::traffic::repeated;
 use super::{Cta, Machine};
 use crate::inst::*;
 use crate::num::eval;
@@ -89,6 +90,9 @@ impl Machine<'_> {
         }
         self.count_access(cta, wi, &s, bytes, true);
         self.n.atomics += u64::from(s.ok.count_ones());
+        if self.profiling {
+            self.n.atomic_conflicts += repeated(&cta.warps[wi].addr, s.ok);
+        }
         if self.check_race {
             self.strong_global(cta, wi, &s, &m, true, true);
             let how = How::of(&m);
@@ -120,27 +124,37 @@ impl Machine<'_> {
             let at = s.offset[lane];
             let operand = w.bank.get(a, lane);
             let swap = if b.some() { w.bank.get(b, lane) } else { 0 };
-            let data: &mut [u8] = match s.space {
+            let new = |old: u64| apply(op, ty, ftz, old, operand, swap);
+            let own: Option<&mut [u8]> = match s.space {
                 Space::Shared => {
                     shared_known.set(at, bytes);
-                    shared
+                    Some(shared)
                 }
                 Space::Local => {
                     w.local_known.set(at, bytes);
-                    &mut w.local
+                    Some(&mut w.local)
                 }
-                _ => {
-                    let al = &mut self.l.mem.allocs[s.alloc[lane] as usize];
-                    if let Some(bits) = &mut al.init {
-                        bits.set(at, bytes);
-                    }
-                    &mut al.data
-                }
+                _ => None,
             };
-            let old = read_le(data, at, bytes);
-            if let Some(v) = apply(op, ty, ftz, old, operand, swap) {
-                write_le(data, at, bytes, v);
-            }
+            let old = if let Some(data) = own {
+                let old = read_le(data, at, bytes);
+                if let Some(v) = new(old) {
+                    write_le(data, at, bytes, v);
+                }
+                old
+            } else {
+                let al = &self.l.mem.allocs[s.alloc[lane] as usize];
+                if let Some(bits) = &al.init {
+                    bits.set_shared(at, bytes);
+                }
+                // SAFETY: one thread, or bytes claimed for writing; the slice ends with the read.
+                let old = read_le(unsafe { al.data.slice(at, bytes) }, 0, bytes);
+                if let Some(v) = new(old) {
+                    // SAFETY: as above.
+                    unsafe { al.data.put(at, &v.to_le_bytes()[..bytes]) };
+                }
+                old
+            };
             if d.some() {
                 w.bank.set(d, lane, old);
             }

@@ -7,9 +7,10 @@ use super::lanes::lanes;
 use super::mem::Spots;
 use super::traffic::sectors;
 use super::{Cta, Machine};
-use crate::memory::Bits;
+use crate::memory::{Bits, Memory};
 use crate::report::BufferTraffic;
 use crate::types::Space;
+use std::collections::HashMap;
 
 /// Reads and writes of one allocation.
 #[derive(Default)]
@@ -48,22 +49,40 @@ impl Machine<'_> {
             lanes(mask).for_each(|i| bits.set_range(s.offset[i], total));
         }
     }
+}
 
-    /// The sums, in the order of the allocations.
-    pub(super) fn buffer_traffic(&mut self) -> Vec<BufferTraffic> {
-        let mut seen: Vec<_> = std::mem::take(&mut self.buffers).into_iter().collect();
-        seen.sort_unstable_by_key(|(id, _)| *id);
-        seen.into_iter()
-            .map(|(id, s)| {
-                let a = &self.l.mem.allocs[id as usize];
-                BufferTraffic {
-                    name: a.name.clone(),
-                    size: a.size,
-                    distinct_read: s.read.map_or(0, |b| b.count()),
-                    distinct_written: s.written.map_or(0, |b| b.count()),
-                    ..s.sums
-                }
-            })
-            .collect()
+/// Takes in what another thread saw.
+pub(super) fn merge(all: &mut HashMap<u32, Seen>, other: HashMap<u32, Seen>) {
+    let bits = |mine: &mut Option<Bits>, theirs: Option<Bits>| match (mine, theirs) {
+        (Some(mine), Some(theirs)) => mine.union(&theirs),
+        (mine @ None, theirs) => *mine = theirs,
+        (_, None) => {}
+    };
+    for (id, o) in other {
+        let s = all.entry(id).or_default();
+        bits(&mut s.read, o.read);
+        bits(&mut s.written, o.written);
+        s.sums.bytes_read += o.sums.bytes_read;
+        s.sums.bytes_written += o.sums.bytes_written;
+        s.sums.sectors_read += o.sums.sectors_read;
+        s.sums.sectors_written += o.sums.sectors_written;
     }
+}
+
+/// The sums, in the order of the allocations.
+pub(super) fn traffic(seen: HashMap<u32, Seen>, mem: &Memory) -> Vec<BufferTraffic> {
+    let mut seen: Vec<_> = seen.into_iter().collect();
+    seen.sort_unstable_by_key(|(id, _)| *id);
+    seen.into_iter()
+        .map(|(id, s)| {
+            let a = &mem.allocs[id as usize];
+            BufferTraffic {
+                name: a.name.clone(),
+                size: a.size,
+                distinct_read: s.read.map_or(0, |b| b.count()),
+                distinct_written: s.written.map_or(0, |b| b.count()),
+                ..s.sums
+            }
+        })
+        .collect()
 }

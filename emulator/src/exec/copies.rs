@@ -142,6 +142,9 @@ impl Machine<'_> {
                     out.offset[lane] = (a - self.l.mem.allocs[i].base) as usize;
                 }
                 out.ok |= one;
+                let mut claimed = Spots { ok: one, ..out };
+                self.claim(&mut claimed, n, false);
+                out.ok = out.ok & !one | claimed.ok;
             } else {
                 self.spots(cta, wi, pc, one, Space::Global, total, false);
             }
@@ -184,8 +187,10 @@ impl Machine<'_> {
                 }
                 let a = &mem.allocs[last];
                 let at = (p.src - a.base) as usize;
-                if let Some(from) = a.data.get(at..at + n) {
-                    to[..n].copy_from_slice(from);
+                if at + n <= a.data.len() {
+                    // SAFETY: claimed for reading when the copy was issued, where threads run beside
+                    // each other.
+                    to[..n].copy_from_slice(unsafe { a.data.slice(at, n) });
                 }
             }
             if check_race {

@@ -1,13 +1,69 @@
 //! What is reported, and the marks on registers that were written.
 //!
-//! Findings of one class, kind and place (for races: pair of places) are one, counted.
+//! Findings of one class, kind and place (for races: pair of places) are one, counted. The CTA that
+//! starts first gives the details, and the list goes by CTAs in that order and then by time: so it
+//! does not matter which CTA ran ahead, nor on which thread.
 
-use super::{Cta, MOST_FINDINGS, Machine, State, Warp};
+use super::{Cta, Machine, State, Warp};
 use crate::inst::*;
-use crate::report::{Class, Finding, Place as Where};
+use crate::report::{Class, Finding, Place as Where, Side};
+use std::collections::HashMap;
+
+/// Distinct findings reported.
+const MOST_REPORTED: usize = 200;
+/// Distinct findings kept until the end of the launch.
+const MOST_KEPT: usize = 4096;
+
+type Key = (Class, &'static str, u32, u32);
+
+/// A finding, with what puts it in order.
+struct Entry {
+    cta_order: u64,
+    /// Time among the findings of its CTA.
+    tick: u64,
+    finding: Finding,
+}
+
+/// The findings of a launch.
+#[derive(Default)]
+pub(super) struct Found {
+    entries: HashMap<Key, Entry>,
+    tick: u64,
+    /// Some were dropped.
+    full: bool,
+}
+
+impl Found {
+    /// Takes in those of another thread; false when there are too many to keep all.
+    pub fn merge(&mut self, other: Found) -> bool {
+        for (key, mut e) in other.entries {
+            match self.entries.get_mut(&key) {
+                None => {
+                    self.entries.insert(key, e);
+                }
+                Some(mine) => {
+                    let count = mine.finding.count + e.finding.count;
+                    if e.cta_order < mine.cta_order {
+                        std::mem::swap(mine, &mut e);
+                    }
+                    mine.finding.count = count;
+                }
+            }
+        }
+        self.full |= other.full;
+        !self.full && self.entries.len() <= MOST_KEPT
+    }
+
+    /// In the order of the report.
+    pub fn list(self) -> Vec<Finding> {
+        let mut all: Vec<Entry> = self.entries.into_values().collect();
+        all.sort_by_key(|e| (e.cta_order, e.tick));
+        all.truncate(MOST_REPORTED);
+        all.into_iter().map(|e| e.finding).collect()
+    }
+}
 
 impl Machine<'_> {
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn find(
         &mut self,
         class: Class,
@@ -18,13 +74,32 @@ impl Machine<'_> {
         at: Option<(u64, Option<Where>)>,
         message: impl FnOnce() -> String,
     ) {
-        if let Some(&i) = self.seen.get(&(class, kind, pc, self.other_pc)) {
-            self.findings[i].count += 1;
-            return;
-        }
-        let most = if self.l.options.stop_at_finding { 1 } else { MOST_FINDINGS };
-        if self.findings.len() >= most {
-            self.dropped += 1;
+        self.find_pair(class, kind, warp, pc, lanes, at, None, message);
+    }
+
+    /// As `find`, with the other access: its instruction and what is said of it.
+    #[cold]
+    pub(super) fn find_pair(
+        &mut self,
+        class: Class,
+        kind: &'static str,
+        warp: u32,
+        pc: u32,
+        lanes: u32,
+        at: Option<(u64, Option<Where>)>,
+        other: Option<(u32, Side)>,
+        message: impl FnOnce() -> String,
+    ) {
+        let key = (class, kind, pc, other.as_ref().map_or(0, |o| o.0));
+        let mut count = 1;
+        if let Some(e) = self.found.entries.get_mut(&key) {
+            e.finding.count += 1;
+            if e.cta_order <= self.cta_order {
+                return;
+            }
+            count = e.finding.count;
+        } else if self.found.entries.len() >= if self.l.options.stop_at_finding { 1 } else { MOST_KEPT } {
+            self.found.full = true;
             return;
         }
         self.stop |= self.l.options.stop_at_finding;
@@ -33,8 +108,7 @@ impl Machine<'_> {
             Some((a, p)) => (Some(a), p),
             None => (None, None),
         };
-        self.seen.insert((class, kind, pc, self.other_pc), self.findings.len());
-        self.findings.push(Finding {
+        let finding = Finding {
             class,
             kind: kind.to_string(),
             message: message(),
@@ -46,9 +120,12 @@ impl Machine<'_> {
             lanes,
             address,
             allocation,
-            count: 1,
-            other: None,
-        });
+            count,
+            other: other.map(|o| o.1),
+        };
+        self.found.tick += 1;
+        let entry = Entry { cta_order: self.cta_order, tick: self.found.tick, finding };
+        self.found.entries.insert(key, entry);
     }
 
     /// PTX line, and file and line by `.loc`.
@@ -116,7 +193,7 @@ impl Machine<'_> {
             for w in &c.warps {
                 for g in &w.groups {
                     if n == 0 {
-                        self.cta_id = c.id;
+                        (self.cta_id, self.cta_order) = (c.id, c.order);
                         first = (w.index, g.pc, g.mask);
                     }
                     n += 1;

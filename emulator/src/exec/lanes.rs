@@ -21,6 +21,11 @@ impl Bank {
         Bank { slots: vec![Slot([0; 32]); slots] }
     }
 
+    /// Zero in every register: what an earlier CTA left is nobody's business.
+    pub fn clear(&mut self) {
+        self.slots.fill(Slot([0; 32]));
+    }
+
     #[inline(always)]
     pub fn r32(&self, r: R) -> &[u32; 32] {
         &self.slots[r.slot()].0

@@ -2,12 +2,13 @@
 //!
 //! An access first becomes 32 addresses, then places: which allocation (or the CTA's shared memory,
 //! or the lane's local memory) and the offset in it. Lanes whose place is wrong are reported and
-//! drop out; a load gives them zero.
+//! drop out; a load gives them zero. Beside other threads the bytes of global memory are claimed
+//! with their places, so nothing is read or written that another thread may touch.
 
-use super::lanes::lanes;
+use super::lanes::{Bank, lanes};
 use super::order::Me;
 use super::race::{self, Bring, How};
-use super::{Cta, Machine};
+use super::{Cta, Machine, Warp};
 use crate::error::Error;
 use crate::inst::*;
 use crate::memory::{Bits, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END};
@@ -143,12 +144,18 @@ impl Machine<'_> {
                         if ok {
                             s.ok = mask;
                             s.alloc = [i as u32; 32];
+                            if self.claimer.is_some() {
+                                self.claim(&mut s, total, write);
+                            }
                             return s;
                         }
                     }
                 }
                 s.uniform = false;
                 self.slow_spots(cta, wi, pc, mask, total, write, &mut s);
+                if self.claimer.is_some() {
+                    self.claim(&mut s, total, write);
+                }
             }
             _ => {
                 let limit = match space {
@@ -180,6 +187,30 @@ impl Machine<'_> {
             }
         }
         s
+    }
+
+    /// Beside other threads: claims the bytes of an access to global memory. Where another CTA is in
+    /// the way no lane goes on, and the launch will be run again.
+    pub(super) fn claim(&mut self, s: &mut Spots, total: usize, write: bool) {
+        let Some(claimer) = &mut self.claimer else { return };
+        let allocs = &self.l.mem.allocs;
+        let mut good = true;
+        // Lanes often follow each other: their bytes are claimed as one.
+        let (mut alloc, mut from, mut to) = (0, 0, 0);
+        for lane in lanes(s.ok) {
+            let (i, at) = (s.alloc[lane] as usize, s.offset[lane]);
+            if i == alloc && at == to {
+                to = at + total;
+            } else if i != alloc || at < from || at + total > to {
+                good = good && (from == to || claimer.claim(&allocs[alloc], alloc, from, to - from, write));
+                (alloc, from, to) = (i, at, at + total);
+            }
+        }
+        good = good && (from == to || claimer.claim(&allocs[alloc], alloc, from, to - from, write));
+        if !good {
+            s.ok = 0;
+            self.stop = true;
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -403,51 +434,49 @@ impl Machine<'_> {
             if this.check_init {
                 this.check_written(cta, wi, pc, &s, total);
             }
-            let sign = if m.signed { 64 - 8 * bytes as u32 } else { 0 };
-            for j in 0..n {
-                let reg = if j < 4 { d[j] } else { this.l.prog.pool[more as usize + j - 4] };
-                let Cta { shared, warps, .. } = cta;
-                let w = &mut warps[wi];
-                let bank = &mut w.bank;
-                let fit = if reg.wide() || !m.signed { u64::MAX } else { 0xffff_ffff };
-                let mut put = |lane: usize, data: &[u8]| {
-                    let v = read_le(data, s.offset[lane] + j * bytes, bytes);
-                    let v = if m.signed { ((v << sign) as i64 >> sign) as u64 & fit } else { v };
-                    bank.set(reg, lane, v);
+            let prog = this.l.prog;
+            let reg = |j: usize| if j < 4 { d[j] } else { prog.pool[more as usize + j - 4] };
+            let Cta { shared, warps, .. } = cta;
+            let Warp { bank, local, known, .. } = &mut warps[wi];
+            // What the lane with this place reads of register `j`.
+            macro_rules! each {
+                ($n:literal) => {
+                    for j in 0..n {
+                        let at = |lane: usize| s.offset[lane] + j * $n;
+                        let (reg, signed) = (reg(j), m.signed);
+                        match s.space {
+                            Space::Global if s.uniform => {
+                                let data = &this.l.mem.allocs[s.alloc[0] as usize].data;
+                                // SAFETY: one thread, or bytes claimed for reading.
+                                load_lanes::<$n>(bank, reg, s.ok, signed, |l| unsafe { data.get(at(l)) });
+                            }
+                            Space::Global => {
+                                let data = |lane: usize| &this.l.mem.allocs[s.alloc[lane] as usize].data;
+                                // SAFETY: as above.
+                                load_lanes::<$n>(bank, reg, s.ok, signed, |l| unsafe { data(l).get(at(l)) });
+                            }
+                            Space::Shared => {
+                                load_lanes::<$n>(bank, reg, s.ok, signed, |l| part(shared, at(l)));
+                            }
+                            Space::Local => load_lanes::<$n>(bank, reg, s.ok, signed, |l| part(local, at(l))),
+                            _ => load_lanes::<$n>(bank, reg, s.ok, signed, |l| part(this.l.params, at(l))),
+                        }
+                    }
                 };
-                match s.space {
-                    Space::Global if s.uniform => {
-                        let i = s.alloc[mask.trailing_zeros() as usize] as usize;
-                        let data = &this.l.mem.allocs[i].data;
-                        for lane in lanes(s.ok) {
-                            put(lane, data);
-                        }
-                    }
-                    Space::Global => {
-                        for lane in lanes(s.ok) {
-                            put(lane, &this.l.mem.allocs[s.alloc[lane] as usize].data);
-                        }
-                    }
-                    Space::Shared => {
-                        for lane in lanes(s.ok) {
-                            put(lane, shared);
-                        }
-                    }
-                    Space::Local => {
-                        for lane in lanes(s.ok) {
-                            put(lane, &w.local);
-                        }
-                    }
-                    _ => {
-                        for lane in lanes(s.ok) {
-                            put(lane, this.l.params);
-                        }
-                    }
-                }
+            }
+            match bytes {
+                1 => each!(1),
+                2 => each!(2),
+                4 => each!(4),
+                _ => each!(8),
+            }
+            for j in 0..n {
                 for lane in lanes(mask & !s.ok) {
-                    w.bank.set(reg, lane, 0);
+                    bank.set(reg(j), lane, 0);
                 }
-                this.wrote(w, mask, reg);
+                if this.check_init {
+                    known[reg(j).slot()] |= mask;
+                }
             }
         });
     }
@@ -476,88 +505,133 @@ impl Machine<'_> {
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
-            let races = this.check_race;
+            let races = this.check_race && matches!(s.space, Space::Global | Space::Shared);
             if races {
                 this.strong_global(cta, wi, &s, &m, false, true);
             }
-            let how = How::of(&m);
-            let mut conflict = None;
-            let Cta { shared, shared_known, warps, records, far, linear, .. } = &mut *cta;
-            let w = &mut warps[wi];
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
+            let mut conflict = None;
+            let Cta { shared, shared_known, warps, records, far, linear, .. } = &mut *cta;
+            let Warp { bank, clock, local, local_known, .. } = &mut warps[wi];
+            let allocs = &this.l.mem.allocs;
+            if races {
+                // Lane by lane: a lane may write what the one before it has written.
+                let mut me = Me::new(clock, far, *linear, wi as u32);
+                let how = How::of(&m);
+                let mut new = [0u8; 64];
+                for lane in lanes(s.ok) {
+                    for j in 0..n {
+                        write_le(&mut new, j * bytes, bytes, bank.get(reg(j), lane));
+                    }
+                    let (at, new) = (s.offset[lane], &new[..total]);
+                    me.lane = lane as u32;
+                    let hit = if s.space == Space::Shared {
+                        let bring = Bring::Bytes(&shared[at..at + total], new);
+                        let cells = &mut records[race::within(at, total)];
+                        let hit = me.write(cells, at % 4, total, pc, how, bring);
+                        shared[at..at + total].copy_from_slice(new);
+                        hit
+                    } else {
+                        let hit = this.race_write(&me, &s, total, pc, how, Some(new), lane);
+                        // SAFETY: one thread, or bytes claimed for writing.
+                        unsafe { allocs[s.alloc[lane] as usize].data.put(at, new) };
+                        hit
+                    };
+                    if let (Some(hit), None) = (hit, conflict) {
+                        conflict = Some((lane as u32, hit));
+                    }
+                }
+            } else {
+                macro_rules! each {
+                    ($n:literal) => {
+                        for j in 0..n {
+                            let at = |lane: usize| s.offset[lane] + j * $n;
+                            let reg = reg(j);
+                            match s.space {
+                                Space::Global => store_lanes::<$n>(bank, reg, s.ok, |l, v| {
+                                    // SAFETY: one thread, or bytes claimed for writing.
+                                    unsafe { allocs[s.alloc[l] as usize].data.put(at(l), &v) };
+                                }),
+                                Space::Shared => {
+                                    store_lanes::<$n>(bank, reg, s.ok, |l, v| {
+                                        shared[at(l)..at(l) + $n].copy_from_slice(&v);
+                                    });
+                                }
+                                Space::Local => {
+                                    store_lanes::<$n>(bank, reg, s.ok, |l, v| {
+                                        local[at(l)..at(l) + $n].copy_from_slice(&v);
+                                    });
+                                }
+                                _ => {}
+                            }
+                        }
+                    };
+                }
+                match bytes {
+                    1 => each!(1),
+                    2 => each!(2),
+                    4 => each!(4),
+                    _ => each!(8),
+                }
+            }
             match s.space {
                 Space::Global => {
-                    let mut me = Me::new(&w.clock, far, *linear, wi as u32);
                     for lane in lanes(s.ok) {
-                        if races {
-                            let mut new = [0u8; 64];
-                            for j in 0..n {
-                                write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
-                            }
-                            me.lane = lane as u32;
-                            let hit = this.race_write(&me, &s, total, pc, how, Some(&new[..total]), lane);
-                            if let (Some(hit), None) = (hit, conflict) {
-                                conflict = Some((lane as u32, hit));
-                            }
-                        }
-                        let a = &mut this.l.mem.allocs[s.alloc[lane] as usize];
-                        for j in 0..n {
-                            write_le(
-                                &mut a.data,
-                                s.offset[lane] + j * bytes,
-                                bytes,
-                                w.bank.get(reg(j), lane),
-                            );
-                        }
-                        if let Some(bits) = &mut a.init {
-                            bits.set(s.offset[lane], total);
+                        if let Some(bits) = &allocs[s.alloc[lane] as usize].init {
+                            bits.set_shared(s.offset[lane], total);
                         }
                     }
                 }
-                Space::Shared => {
-                    let mut me = Me::new(&w.clock, far, *linear, wi as u32);
-                    for lane in lanes(s.ok) {
-                        if races {
-                            let mut new = [0u8; 64];
-                            for j in 0..n {
-                                write_le(&mut new, j * bytes, bytes, w.bank.get(reg(j), lane));
-                            }
-                            let at = s.offset[lane];
-                            let bring = Bring::Bytes(&shared[at..at + total], &new[..total]);
-                            me.lane = lane as u32;
-                            let cells = &mut records[race::within(at, total)];
-                            let hit = me.write(cells, at % 4, total, pc, how, bring);
-                            if let (Some(hit), None) = (hit, conflict) {
-                                conflict = Some((lane as u32, hit));
-                            }
-                        }
-                        for j in 0..n {
-                            write_le(shared, s.offset[lane] + j * bytes, bytes, w.bank.get(reg(j), lane));
-                        }
-                    }
-                    if this.check_init {
-                        for lane in lanes(s.ok) {
-                            shared_known.set(s.offset[lane], total);
-                        }
-                    }
+                Space::Shared if this.check_init => {
+                    lanes(s.ok).for_each(|lane| shared_known.set(s.offset[lane], total));
                 }
-                Space::Local => {
-                    for lane in lanes(s.ok) {
-                        for j in 0..n {
-                            write_le(
-                                &mut w.local,
-                                s.offset[lane] + j * bytes,
-                                bytes,
-                                w.bank.get(reg(j), lane),
-                            );
-                        }
-                        w.local_known.set(s.offset[lane], total);
-                    }
-                }
+                Space::Local => lanes(s.ok).for_each(|lane| local_known.set(s.offset[lane], total)),
                 _ => {}
             }
             this.race_found(cta, wi, pc, &s, conflict);
         });
+    }
+}
+
+/// `N` bytes of memory that belongs to one thread.
+#[inline(always)]
+fn part<const N: usize>(data: &[u8], at: usize) -> [u8; N] {
+    let mut b = [0; N];
+    b.copy_from_slice(&data[at..at + N]);
+    b
+}
+
+/// Loads a register of the lanes `ok` with what `get` says, extended as the type is.
+#[inline(always)]
+fn load_lanes<const N: usize>(bank: &mut Bank, r: R, ok: u32, signed: bool, get: impl Fn(usize) -> [u8; N]) {
+    if N == 4 && !r.wide() {
+        let d = bank.m32(r);
+        if ok == u32::MAX {
+            for lane in 0..32 {
+                d[lane] = read_le(&get(lane), 0, N) as u32;
+            }
+        } else {
+            lanes(ok).for_each(|lane| d[lane] = read_le(&get(lane), 0, N) as u32);
+        }
+        return;
+    }
+    let sign = 64 - 8 * N as u32;
+    let fit = if r.wide() { u64::MAX } else { 0xffff_ffff };
+    for lane in lanes(ok) {
+        let v = read_le(&get(lane), 0, N);
+        bank.set(r, lane, if signed { ((v << sign) as i64 >> sign) as u64 & fit } else { v });
+    }
+}
+
+/// Gives `put` the low `N` bytes of a register of each of the lanes `ok`.
+#[inline(always)]
+fn store_lanes<const N: usize>(bank: &Bank, r: R, ok: u32, mut put: impl FnMut(usize, [u8; N])) {
+    if r.wide() {
+        let v = bank.r64(r);
+        lanes(ok).for_each(|lane| put(lane, part(&v[lane].to_le_bytes(), 0)));
+    } else {
+        let v = bank.r32(r);
+        lanes(ok).for_each(|lane| put(lane, part(&u64::from(v[lane]).to_le_bytes(), 0)));
     }
 }

@@ -9,17 +9,20 @@
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::order::Me;
+use super::paged::Paged;
 use super::{Cta, Machine};
 use crate::inst::Access;
+use crate::memory::Memory;
 use crate::report::{Class, Place, Side};
 use crate::types::Space;
+use std::cell::UnsafeCell;
 
 /// Time of a `cp.async` that was not waited for: ordered with nothing.
 pub(super) const IN_FLIGHT: u32 = u32::MAX;
 /// Lane number that stands for several lanes of a warp.
 pub(super) const SEVERAL: u32 = 32;
 /// Most CTAs that are told apart.
-pub(super) const CTAS: u32 = (1 << 27) - 2;
+pub(super) const CTAS: u32 = (1 << 27) - 1;
 /// Cells of a page of global memory.
 const PAGE: usize = 1024;
 
@@ -85,25 +88,43 @@ pub(super) struct Cell {
 
 pub(super) const FRESH: Cell = Cell { writers: [NOBODY; 2], readers: [NOBODY; 2] };
 
-/// Cells of global memory: by allocation, then by page.
-#[derive(Default)]
-pub(super) struct Pages(Vec<Vec<Option<Box<[Cell]>>>>);
+/// A page of cells; see `Pages`.
+struct Page(Box<[UnsafeCell<Cell>]>);
+
+// SAFETY: a cell is reached only by the thread that has its word for itself (`Pages::cells`).
+unsafe impl Sync for Page {}
+
+/// Cells of global memory: by allocation, then by page, made at the first touch.
+pub(super) struct Pages(Paged<Page, { 4 * PAGE }>);
 
 impl Pages {
-    /// The cells of `total` bytes at `offset`, which lie in one page as all aligned accesses do.
-    fn cells(&mut self, alloc: usize, offset: usize, total: usize) -> &mut [Cell] {
-        if self.0.len() <= alloc {
-            self.0.resize_with(alloc + 1, Vec::new);
-        }
-        let (page, at) = (offset / 4 / PAGE, offset / 4 % PAGE);
-        let pages = &mut self.0[alloc];
-        if pages.len() <= page {
-            pages.resize_with(page + 1, || None);
-        }
-        let cells = pages[page].get_or_insert_with(|| vec![FRESH; PAGE].into_boxed_slice());
-        let end = (at + (offset % 4 + total).div_ceil(4)).min(PAGE);
-        &mut cells[at..end]
+    pub fn new(mem: &Memory) -> Pages {
+        Pages(Paged::new(mem))
     }
+
+    /// The cells of `total` bytes at `offset` of allocation `i`, which lie in one page as all aligned
+    /// accesses do.
+    ///
+    /// # Safety
+    /// Between threads, the caller must have the words for itself; and it must drop the result before
+    /// it asks again.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn cells(&self, i: usize, size: u64, offset: usize, total: usize) -> &mut [Cell] {
+        let make = || Page((0..PAGE).map(|_| UnsafeCell::new(FRESH)).collect());
+        let (cells, at) = (self.0.get(i, size, offset, make), offset / 4 % PAGE);
+        let end = (at + (offset % 4 + total).div_ceil(4)).min(PAGE);
+        let cells = &cells.0[at..end];
+        // SAFETY: in bounds and initialised; nobody else has a reference to any of them, says the caller.
+        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
+    }
+}
+
+/// The part of an access in each of its words: bytes of the access, offset of the first.
+fn words(offset: usize, total: usize) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
+    (offset / 4..(offset + total).div_ceil(4)).map(move |w| {
+        let (from, to) = ((4 * w).max(offset), (4 * w + 4).min(offset + total));
+        (from - offset..to - offset, from)
+    })
 }
 
 /// How an access is made.
@@ -268,10 +289,26 @@ impl Machine<'_> {
                 Space::Shared => me.read(&mut records[within(offset, total)], offset % 4, total, pc, how),
                 Space::Global => {
                     let i = s.alloc[lane] as usize;
-                    if self.l.mem.allocs[i].readonly {
+                    let a = &self.l.mem.allocs[i];
+                    if a.readonly {
                         continue;
                     }
-                    me.read(self.pages.cells(i, offset, total), offset % 4, total, pc, how)
+                    let mut hit = None;
+                    match &self.claimer {
+                        None => {
+                            // SAFETY: one thread, and no other reference.
+                            let cells = unsafe { self.pages.cells(i, a.size, offset, total) };
+                            hit = me.read(cells, offset % 4, total, pc, how);
+                        }
+                        Some(c) => {
+                            for (part, at) in words(offset, total).filter(|w| c.alone(a.size, i, w.1)) {
+                                // SAFETY: the CTA is alone at this word, and no other reference here.
+                                let cells = unsafe { self.pages.cells(i, a.size, at, part.len()) };
+                                hit = me.read(cells, at % 4, part.len(), pc, how).or(hit);
+                            }
+                        }
+                    }
+                    hit
                 }
                 _ => return,
             };
@@ -295,11 +332,17 @@ impl Machine<'_> {
         lane: usize,
     ) -> Hit {
         let (i, offset) = (s.alloc[lane] as usize, s.offset[lane]);
+        let a = &self.l.mem.allocs[i];
+        // SAFETY: a thread beside others has claimed the bytes for writing, and nothing writes them
+        // while they are compared.
+        let old = unsafe { a.data.slice(offset, total) };
+        // SAFETY: one thread, or words claimed for writing; and no other reference.
+        let cells = unsafe { self.pages.cells(i, a.size, offset, total) };
         let bring = match new {
-            Some(new) => Bring::Bytes(&self.l.mem.allocs[i].data[offset..offset + total], new),
+            Some(new) => Bring::Bytes(old, new),
             None => Bring::Atomic,
         };
-        me.write(self.pages.cells(i, offset, total), offset % 4, total, pc, how, bring)
+        me.write(cells, offset % 4, total, pc, how, bring)
     }
 
     /// Reports what an access met, if anything.
@@ -328,16 +371,16 @@ impl Machine<'_> {
         let c = other.cta();
         let lanes = if other.lane() == SEVERAL { u32::MAX } else { 1 << other.lane() };
         let side = Side { line, source, cta: [c % gx, c / gx % gy, c / gx / gy], warp: other.warp(), lanes };
-        self.other_pc = other.pc();
-        let before = self.findings.len();
-        self.find(Class::Race, kind, wi as u32, pc, 1 << lane, Some((a, Some(place))), || {
-            format!("{kind}: nothing orders this access behind the one of {side}")
-        });
-        self.other_pc = 0;
-        if self.findings.len() > before
-            && let Some(f) = self.findings.last_mut()
-        {
-            f.other = Some(side);
-        }
+        let at = Some((a, Some(place)));
+        self.find_pair(
+            Class::Race,
+            kind,
+            wi as u32,
+            pc,
+            1 << lane,
+            at,
+            Some((other.pc(), side.clone())),
+            || format!("{kind}: nothing orders this access behind the one of {side}"),
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! CTAs and warps as they begin: fresh memory, constants and special registers in their slots.
 
 use super::lanes::Bank;
+use super::schedule::{Order, Rng};
 use super::{Barrier, Cta, Group, Machine, PATIENCE, State, Warp, order, race};
 use crate::inst::*;
 use crate::memory::Bits;
@@ -47,6 +48,8 @@ impl Machine<'_> {
             bar_fences: Default::default(),
             phases: HashMap::new(),
             linear: 0,
+            order: 0,
+            rng: Rng::new(0),
             strong_seen: [0; 32],
             warps,
             bar_event: false,
@@ -54,8 +57,11 @@ impl Machine<'_> {
         }
     }
 
-    pub(super) fn start_cta(&self, cta: &mut Cta, id: [u32; 3], linear: u64) {
-        cta.id = id;
+    /// Makes `cta` the one that starts as number `number`, with nothing left of what it was before.
+    pub(super) fn start_cta(&self, cta: &mut Cta, order: &Order, number: u64) {
+        let (id, linear) = order.cta(number);
+        (cta.id, cta.order) = (id, number);
+        cta.rng = Rng::new(self.l.options.seed ^ (linear + 1).wrapping_mul(0xd134_2543_de82_ef95));
         cta.shared_known.clear();
         // A pattern that is neither zero nor a small number, so that luck does not hide a fault.
         cta.shared.fill(0xcd);
@@ -64,7 +70,7 @@ impl Machine<'_> {
         cta.far.clear();
         cta.phases.clear();
         cta.bar_fences.iter_mut().for_each(Vec::clear);
-        cta.linear = linear as u32 & race::CTAS;
+        cta.linear = (linear % u64::from(race::CTAS)) as u32;
         cta.strong_seen = [0; 32];
         cta.next = 0;
         let [bx, by, _] = self.l.block;
@@ -85,6 +91,8 @@ impl Machine<'_> {
                 w.pknown[P_TRUE as usize] = u32::MAX;
                 w.pknown[P_FALSE as usize] = u32::MAX;
             }
+            w.bank.clear();
+            w.local.fill(0xcd);
             w.local_known.clear();
             w.pending.clear();
             w.committed = [0; 32];
@@ -92,7 +100,7 @@ impl Machine<'_> {
             if self.check_race {
                 w.clock.reset();
             }
-            for (r, c, value) in &self.l.consts {
+            for (r, c, value) in self.l.consts {
                 for lane in 0..32usize {
                     let v = match c {
                         Const::Special(s) => {

@@ -10,16 +10,20 @@ impl Machine<'_> {
     /// Counts sectors or bank conflicts of an access.
     pub(super) fn count_access(&mut self, cta: &Cta, wi: usize, s: &Spots, total: usize, write: bool) {
         self.note_buffers(cta, wi, s, total, write);
-        if self.l.hooks.is_some() {
+        if self.hooks.is_some() {
             self.watch_memory(cta, wi, s.space, s.ok, total, write);
         }
         if !self.count || s.ok == 0 {
             return;
         }
         let addr = &cta.warps[wi].addr;
+        let bytes = u64::from(s.ok.count_ones()) * total as u64;
         match s.space {
             Space::Global => {
-                let bytes = u64::from(s.ok.count_ones()) * total as u64;
+                self.n.global_requests += 1;
+                if self.profiling {
+                    self.n.global_sectors_ideal += ideal_sectors(addr, s.ok, total);
+                }
                 let sectors = sectors(addr, s.ok, total);
                 if write {
                     self.n.global_bytes_written += bytes;
@@ -31,8 +35,11 @@ impl Machine<'_> {
             }
             Space::Shared => {
                 self.n.shared_accesses += 1;
+                self.n.shared_bytes += bytes;
+                self.n.shared_passes_ideal += passes(s.ok, total);
                 self.n.bank_conflicts += conflicts(addr, s.ok, total);
             }
+            Space::Local => self.n.local_bytes += bytes,
             _ => {}
         }
     }
@@ -41,9 +48,18 @@ impl Machine<'_> {
     pub(super) fn count_matrix(&mut self, space: Space, base: u64, bytes: u64, sectors: u64, write: bool) {
         let shared = space == Space::Shared
             || space == Space::Generic && (SHARED_WINDOW..LOCAL_WINDOW).contains(&base);
+        // A matrix is counted as moved without conflicts, 128 bytes a pass.
         if shared {
             self.n.shared_accesses += 1;
-        } else if write {
+            self.n.shared_bytes += bytes;
+            self.n.shared_passes_ideal += bytes.div_ceil(128);
+            return;
+        }
+        self.n.global_requests += 1;
+        if self.profiling {
+            self.n.global_sectors_ideal += bytes.div_ceil(32);
+        }
+        if write {
             self.n.global_bytes_written += bytes;
             self.n.global_sectors_written += sectors;
         } else {
@@ -72,6 +88,37 @@ pub(super) fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
         }
     }
     n as u64
+}
+
+/// Sectors the distinct bytes would fill side by side.
+fn ideal_sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
+    let mut from: Vec<u64> = lanes(mask).map(|i| addr[i]).collect();
+    from.sort_unstable();
+    let (mut bytes, mut end) = (0u64, 0u64);
+    for a in from {
+        let to = a.saturating_add(total as u64);
+        bytes += to - a.max(end).min(to);
+        end = end.max(to);
+    }
+    bytes.div_ceil(32)
+}
+
+/// Lanes behind another one at the same address.
+pub(super) fn repeated(addr: &[u64; 32], mask: u32) -> u64 {
+    let mut all: Vec<u64> = lanes(mask).map(|i| addr[i]).collect();
+    let n = all.len();
+    all.sort_unstable();
+    all.dedup();
+    (n - all.len()) as u64
+}
+
+/// Passes needed without a conflict: groups of lanes, as many as share a pass, with one that is active.
+fn passes(mask: u32, total: usize) -> u64 {
+    match total {
+        16.. => [0xff, 0xff00, 0xff_0000, 0xff00_0000].iter().filter(|&&m| mask & m != 0).count() as u64,
+        8.. => u64::from(mask & 0xffff != 0) + u64::from(mask >> 16 != 0),
+        _ => u64::from(mask != 0),
+    }
 }
 
 /// Passes over the 32 banks beyond those needed: 4-byte accesses take one pass, 8-byte ones two of

@@ -3,7 +3,7 @@
 use super::lanes::lanes;
 use super::{Cta, Flow, Machine, State, Warp};
 use crate::inst::*;
-use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END};
+use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END, function_address};
 use crate::report::Class;
 use crate::types::Space;
 
@@ -74,6 +74,29 @@ impl Machine<'_> {
                 }
                 return Flow::Scatter;
             }
+            Op::CallIndirect { target, first, n } => {
+                let w = &mut cta.warps[wi];
+                self.check_regs(w, pc, mask, &[target]);
+                let table = &self.l.prog.tables[first as usize..(first + 2 * n) as usize];
+                for lane in lanes(mask) {
+                    let a = w.bank.get(target, lane);
+                    let found = table.chunks_exact(2).find(|e| function_address(e[0] as usize) == a);
+                    let Some(entry) = found else {
+                        self.find(
+                            Class::Mem,
+                            "call target",
+                            wi as u32,
+                            pc,
+                            1 << lane,
+                            Some((a, None)),
+                            || format!("call through {a:#x}, which is no function of the prototype or list"),
+                        );
+                        return Flow::Stop;
+                    };
+                    self.scatter[lane] = entry[1];
+                }
+                return Flow::Scatter;
+            }
             Op::Call { target, ret, first_copy, copies } => {
                 let w = &mut cta.warps[wi];
                 let size = self.l.prog.local_bytes as usize;
@@ -113,9 +136,9 @@ impl Machine<'_> {
                 });
                 return Flow::Stop;
             }
-            Op::Clock { d } => {
+            Op::Clock { d, hi } => {
                 let w = &mut cta.warps[wi];
-                let v = w.executed;
+                let v = if hi { w.executed >> 32 } else { w.executed };
                 for lane in lanes(mask) {
                     w.bank.set(d, lane, v);
                 }

@@ -16,10 +16,10 @@ impl Machine<'_> {
     #[cold]
     pub(super) fn watch_instruction(&mut self, w: &Warp, pc: u32, lanes: u32) {
         self.watched = pc;
-        let Some(hooks) = self.l.hooks.take() else { return };
+        let Some(hooks) = self.hooks.take() else { return };
         let (line, source) = self.watched_place(pc);
         hooks.instruction(&InstructionEvent { line, source, cta: self.cta_id, warp: w.index, lanes });
-        self.l.hooks = Some(hooks);
+        self.hooks = Some(hooks);
     }
 
     /// Tells of an access of the instruction under way.
@@ -36,7 +36,7 @@ impl Machine<'_> {
         if lanes == 0 {
             return;
         }
-        let Some(hooks) = self.l.hooks.take() else { return };
+        let Some(hooks) = self.hooks.take() else { return };
         let (line, source) = self.watched_place(self.watched);
         let kind = match self.insts.get(self.watched as usize).map(|i| &i.op) {
             Some(Op::Atom { .. }) => AccessKind::Atomic,
@@ -54,6 +54,6 @@ impl Machine<'_> {
             bytes: bytes as u32,
             addresses: &cta.warps[wi].addr,
         });
-        self.l.hooks = Some(hooks);
+        self.hooks = Some(hooks);
     }
 }

@@ -5,6 +5,7 @@
 //! accumulators by rows. A load or store goes element by element through the ordinary accesses, so
 //! the checkers see every byte; the traffic is counted once for the whole matrix.
 
+use super::mma::{canon32, element};
 use super::{Cta, Machine};
 use crate::inst::*;
 use crate::num::half;
@@ -46,7 +47,7 @@ impl Machine<'_> {
         };
         // The address is the warp's: every lane names the same one.
         let base = if m.base.some() { bank.get(m.base, first) } else { 0 }.wrapping_add(m.offset as u64);
-        let (size, per) = (usize::from(frag.bytes), 4 / usize::from(frag.bytes));
+        let (size, per) = (usize::from(frag.bytes), (4 / usize::from(frag.bytes)).max(1));
         let (n, total) = (list.len() * per, usize::from(frag.rows) * usize::from(frag.cols));
         let one = Access { base: address, offset: 0, ..m };
         self.count_lines(m.space, base, &frag, ld, load);
@@ -67,18 +68,29 @@ impl Machine<'_> {
             let w = &mut cta.warps[wi];
             *w.bank.m64(address) = at;
             w.known[address.slot()] = u32::MAX;
+            if per == 1 {
+                // The element is the register.
+                let list = [reg, R::NONE, R::NONE, R::NONE];
+                if load {
+                    self.load(cta, wi, pc, take, one, list, 0);
+                } else {
+                    self.store(cta, wi, pc, take, one, list, 0);
+                }
+                continue;
+            }
+            let below = (1u32 << shift) - 1;
             if load {
                 self.load(cta, wi, pc, take, one, [value, R::NONE, R::NONE, R::NONE], 0);
                 let w = &mut cta.warps[wi];
                 let v = *w.bank.r32(value);
                 let out = w.bank.m32(reg);
                 for lane in 0..32 {
-                    let low = if shift == 0 { 0 } else { out[lane] & 0xffff };
-                    out[lane] = low | v[lane] << shift;
+                    out[lane] = (out[lane] & below) | v[lane] << shift;
                 }
                 self.wrote(w, mask, reg);
             } else {
-                let v = w.bank.r32(reg).map(|v| if size == 2 { v >> shift & 0xffff } else { v });
+                let w = &mut cta.warps[wi];
+                let v = w.bank.r32(reg).map(|v| v >> shift);
                 *w.bank.m32(value) = v;
                 w.known[value.slot()] = u32::MAX;
                 self.store(cta, wi, pc, take, one, [value, R::NONE, R::NONE, R::NONE], 0);
@@ -110,9 +122,7 @@ impl Machine<'_> {
         wi: usize,
         pc: u32,
         mask: u32,
-        fmt: Hf,
-        (rows, cols): (u8, u8),
-        (a_row, b_row): (bool, bool),
+        p: Product,
         n: [u8; 4],
         at: usize,
     ) {
@@ -126,44 +136,70 @@ impl Machine<'_> {
         for list in [a, b, c] {
             self.check_regs(w, pc, mask, list);
         }
-        self.n.mma_operations += 2 * u64::from(rows) * u64::from(cols) * 16;
-        let (rows_n, cols_n) = (usize::from(rows), usize::from(cols));
+        let (rows, cols, depth) = p.shape;
+        let (rows_n, cols_n, k_n) = (usize::from(rows), usize::from(cols), usize::from(depth));
+        self.n.mma_operations += 2 * (rows_n * cols_n * k_n) as u64;
         let frag = |part, rows, cols, row| Frag { part, rows, cols, row, n: 0, bytes: 0 };
-        let (fa, fb) = (frag(Part::A, rows, 16, a_row), frag(Part::B, 16, cols, b_row));
+        let (fa, fb) = (frag(Part::A, rows, depth, p.a_row), frag(Part::B, depth, cols, p.b_row));
+        let per = match p.elem {
+            Elem::F16 | Elem::BF16 => 2,
+            Elem::S8 | Elem::U8 => 4,
+            _ => 1,
+        };
         let (mut ta, mut tb) = ([[0f64; 16]; 32], [[0f64; 32]; 16]);
         let pick = |list: &[R], e: usize| {
-            let k = 2 * list.len();
+            let k = per * list.len();
             let (lane, j) = (e / k, e % k);
-            half::to_f32((w.bank.r32(list[j / 2])[lane] >> (16 * (j & 1))) as u16, fmt)
+            element(w.bank.get(list[j / per], lane), j % per, p.elem)
         };
-        for e in 0..rows_n * 16 {
+        for e in 0..rows_n * k_n {
             let (r, k) = place(&fa, e);
-            ta[r][k] = f64::from(pick(a, e));
+            ta[r][k] = pick(a, e);
         }
-        for e in 0..16 * cols_n {
+        for e in 0..k_n * cols_n {
             let (k, j) = place(&fb, e);
-            tb[k][j] = f64::from(pick(b, e));
+            tb[k][j] = pick(b, e);
         }
-        let mut out = [0f64; 256];
+        let total = rows_n * cols_n;
+        // Elements a lane has of the accumulator: one a register, or two halves.
+        let lanes_of = total / 32;
+        let singles = |list: &[R]| list.len() == lanes_of;
+        let mut out = vec![0u64; total];
         for (e, o) in out.iter_mut().enumerate() {
-            let (r, j) = (e / cols_n, e % cols_n);
-            let (lane, i) = (e / 8, e % 8);
-            let acc = if c.len() == 8 {
-                f32::from_bits(w.bank.r32(c[i])[lane])
-            } else {
-                half::to_f32((w.bank.r32(c[i / 2])[lane] >> (16 * (i & 1))) as u16, Hf::F16)
+            let ((r, j), (lane, i)) = ((e / cols_n, e % cols_n), (e / lanes_of, e % lanes_of));
+            let products = (0..k_n).map(|k| ta[r][k] * tb[k][j]);
+            let old = if singles(c) { w.bank.get(c[i], lane) } else { w.bank.get(c[i / 2], lane) };
+            *o = match p.elem {
+                Elem::F64 => {
+                    (0..k_n).fold(f64::from_bits(old), |v, k| ta[r][k].mul_add(tb[k][j], v)).to_bits()
+                }
+                Elem::S8 | Elem::U8 => {
+                    // At most 16 products of 16 bits: exact.
+                    let (v, base) = (products.sum::<f64>() as i32, old as u32 as i32);
+                    u64::from(if p.sat { base.saturating_add(v) } else { base.wrapping_add(v) } as u32)
+                }
+                _ => {
+                    let acc = if singles(c) {
+                        f32::from_bits(old as u32)
+                    } else {
+                        half::to_f32((old >> (16 * (i & 1))) as u16, Hf::F16)
+                    };
+                    let v = sum_odd(f64::from(acc), products.sum());
+                    if singles(d) {
+                        u64::from(canon32(v as f32))
+                    } else {
+                        half::from_f64(v, Hf::F16, Rnd::Rn).into()
+                    }
+                }
             };
-            let sum: f64 = (0..16).map(|k| ta[r][k] * tb[k][j]).sum();
-            *o = sum_odd(f64::from(acc), sum);
         }
         for (e, &v) in out.iter().enumerate() {
-            let (lane, i) = (e / 8, e % 8);
-            if d.len() == 8 {
-                w.bank.m32(d[i])[lane] = super::matrix::canon32(v as f32);
+            let (lane, i) = (e / lanes_of, e % lanes_of);
+            if singles(d) {
+                w.bank.set(d[i], lane, v);
             } else {
-                let h = u32::from(half::from_f64(v, Hf::F16, Rnd::Rn));
                 let x = &mut w.bank.m32(d[i / 2])[lane];
-                *x = if i & 1 == 0 { h } else { (*x & 0xffff) | h << 16 };
+                *x = if i & 1 == 0 { v as u32 } else { (*x & 0xffff) | (v as u32) << 16 };
             }
         }
         for &r in d {

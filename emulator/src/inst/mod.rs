@@ -233,6 +233,13 @@ pub enum Op {
         first_copy: u32,
         copies: u32,
     },
+    /// Goes to the place of the function whose address is in `target`: pairs of function and place
+    /// in the tables.
+    CallIndirect {
+        target: R,
+        first: u32,
+        n: u32,
+    },
     /// Return of a function: per lane, to the place kept in the register.
     RetFn {
         ret: R,
@@ -295,6 +302,8 @@ pub enum Op {
     },
     Clock {
         d: R,
+        /// The upper half.
+        hi: bool,
     },
     Nanosleep,
     Fence {
@@ -336,12 +345,9 @@ pub enum Op {
         address: R,
         value: R,
     },
-    /// wmma.mma: rows and columns of the result, registers of d, a, b, c.
+    /// wmma.mma, with the numbers of registers of d, a, b, c.
     WmmaMma {
-        fmt: Hf,
-        shape: (u8, u8),
-        a_row: bool,
-        b_row: bool,
+        product: Product,
         n: [u8; 4],
         regs: u32,
     },

@@ -11,6 +11,8 @@ pub struct Place {
     pub file: u32,
     /// `.loc` line.
     pub source: u32,
+    /// File number and line of the call when the code was inlined, else 0.
+    pub call: (u32, u32),
 }
 
 /// What a constant slot holds before the first instruction.

@@ -6,12 +6,12 @@
 mod parse;
 mod vars;
 
-pub(crate) use vars::parse_vars;
+pub(crate) use vars::{parse_params, parse_vars};
 
 use crate::decode;
 use crate::error::{Error, Result};
 use crate::inst::Program;
-use crate::lexer::Lexer;
+use crate::lexer::{Lexer, Tok};
 use crate::limits::{Limits, within};
 use crate::types::{Space, Ty};
 use std::collections::HashMap;
@@ -67,9 +67,19 @@ pub(crate) struct Var {
     pub dynamic: bool,
     pub external: bool,
     pub init: Vec<u8>,
-    /// Byte offset in `init`, symbol, addend.
-    pub relocs: Vec<(usize, String, i64)>,
+    pub relocs: Vec<Reloc>,
     pub line: u32,
+}
+
+/// An address in an initialiser.
+#[derive(Clone, Debug)]
+pub(crate) struct Reloc {
+    /// Byte offset in the variable.
+    pub at: usize,
+    pub symbol: String,
+    pub addend: i64,
+    /// All 8 bytes, or the one that a mask picks out.
+    pub byte: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -90,6 +100,8 @@ pub(crate) struct Function {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    /// Functions whose address is taken, once somebody asks.
+    pub taken: OnceLock<Vec<usize>>,
     pub id: u64,
     pub text: String,
     pub version: (u32, u32),
@@ -99,6 +111,44 @@ pub(crate) struct Inner {
     pub vars: Vec<Var>,
     pub files: HashMap<u32, String>,
     pub limits: Limits,
+}
+
+impl Inner {
+    /// Functions whose address is in a variable or moved to a register.
+    pub fn taken(&self) -> &[usize] {
+        self.taken.get_or_init(|| {
+            let mut found: Vec<usize> = Vec::new();
+            let mut add = |name: &str| {
+                if let Some(&i) = self.by_name.get(name)
+                    && !self.functions[i].entry
+                {
+                    found.push(i);
+                }
+            };
+            self.vars.iter().flat_map(|v| &v.relocs).for_each(|r| add(&r.symbol));
+            for (from, to, line) in self.functions.iter().filter_map(|f| f.body) {
+                let mut lex = Lexer::new(&self.text[..to], from, line);
+                // Bodies that cannot be read are reported when they are decoded.
+                while let Ok(tok) = lex.next() {
+                    match tok {
+                        Tok::Eof => break,
+                        Tok::Word("mov.u64" | "mov.b64" | "mov.s64") => {
+                            if lex.word().is_ok()
+                                && lex.expect(b',').is_ok()
+                                && let Ok(Tok::Word(name)) = lex.peek()
+                            {
+                                add(name);
+                            }
+                        }
+                        _ => {}
+                    }
+                }
+            }
+            found.sort_unstable();
+            found.dedup();
+            found
+        })
+    }
 }
 
 /// A parsed PTX module.
@@ -131,6 +181,7 @@ impl Module {
                 text: String::new(),
                 version: (0, 0),
                 target: String::new(),
+                taken: OnceLock::new(),
                 functions: Vec::new(),
                 by_name: HashMap::new(),
                 vars: Vec::new(),

@@ -66,7 +66,17 @@ impl<'a> Parser<'a> {
                         self.lex.expect(b'{')?;
                         self.lex.skip_braces()?;
                     }
-                    ".pragma" | ".alias" => while !matches!(self.lex.next()?, Tok::Punct(b';') | Tok::Eof) {},
+                    ".pragma" => while !matches!(self.lex.next()?, Tok::Punct(b';') | Tok::Eof) {},
+                    ".alias" => {
+                        let alias = self.lex.word()?.to_string();
+                        self.lex.expect(b',')?;
+                        let name = self.lex.word()?;
+                        self.lex.expect(b';')?;
+                        let Some(&i) = self.out.by_name.get(name) else {
+                            return Err(Error::Unresolved { line, name: name.to_string() });
+                        };
+                        self.out.by_name.insert(alias, i);
+                    }
                     other => {
                         return Err(Error::parse(
                             line,

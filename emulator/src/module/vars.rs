@@ -1,11 +1,11 @@
 //! Declarations of parameters and variables, with their initialisers.
 
-use super::{Param, Var};
+use super::{Param, Reloc, Var};
 use crate::error::{Error, Result};
 use crate::lexer::{Lexer, Tok, describe};
 use crate::types::{Space, Ty};
 
-pub(super) fn parse_params(lex: &mut Lexer<'_>) -> Result<Vec<Param>> {
+pub(crate) fn parse_params(lex: &mut Lexer<'_>) -> Result<Vec<Param>> {
     lex.expect(b'(')?;
     let mut out: Vec<Param> = Vec::new();
     let mut offset = 0u32;
@@ -38,7 +38,7 @@ pub(super) fn parse_params(lex: &mut Lexer<'_>) -> Result<Vec<Param>> {
         let Some(ty) = ty else { return Err(Error::parse(line, format!("parameter `{name}` has no type"))) };
         let mut size = ty.bytes();
         if lex.eat(b'[')? {
-            let n = if lex.peek()? == Tok::Punct(b']') { 0 } else { lex.int()? };
+            let n = if lex.peek()? == Tok::Punct(b']') { 0 } else { i128::from(lex.constant()?) };
             lex.expect(b']')?;
             size = u32::try_from(n * i128::from(ty.bytes()))
                 .ok()
@@ -77,6 +77,11 @@ pub(crate) fn parse_vars(
     let line = lex.line;
     let (mut align, mut ty, mut vector) = (0u32, None, 1u32);
     let mut first = None;
+    if space == Space::Const && lex.eat(b'[')? {
+        // A bank, as old text has it: there is one here.
+        lex.int()?;
+        lex.expect(b']')?;
+    }
     while first.is_none() {
         match lex.word()? {
             ".align" => align = power_of_two(lex.int()?, line)?,
@@ -110,7 +115,7 @@ pub(crate) fn parse_vars(
                 }
                 continue;
             }
-            let n = lex.int()?;
+            let n = i128::from(lex.constant()?);
             lex.expect(b']')?;
             count = count
                 .checked_mul(n)
@@ -160,14 +165,17 @@ fn initialiser(lex: &mut Lexer<'_>, ty: Ty, var: &mut Var) -> Result<()> {
     let mut depth = 0;
     loop {
         let line = lex.line;
-        match lex.next()? {
+        match lex.peek()? {
             Tok::Punct(b'{') => {
+                lex.next()?;
                 depth += 1;
                 continue;
             }
-            Tok::Punct(b'}') => {}
-            tok => {
-                item(lex, tok, ty, var, line)?;
+            Tok::Punct(b'}') => {
+                lex.next()?;
+            }
+            _ => {
+                item(lex, ty, var, line)?;
                 if depth == 0 {
                     return Ok(());
                 }
@@ -191,42 +199,52 @@ fn initialiser(lex: &mut Lexer<'_>, ty: Ty, var: &mut Var) -> Result<()> {
     }
 }
 
-fn item(lex: &mut Lexer<'_>, tok: Tok<'_>, ty: Ty, var: &mut Var, line: u32) -> Result<()> {
+fn item(lex: &mut Lexer<'_>, ty: Ty, var: &mut Var, line: u32) -> Result<()> {
     let n = ty.bytes() as usize;
+    let start = lex.clone();
     let mut neg = false;
-    let mut tok = tok;
-    if tok == Tok::Punct(b'-') {
+    let mut tok = lex.next()?;
+    if tok == Tok::Punct(b'-') && matches!(lex.peek()?, Tok::F32(_) | Tok::F64(_)) {
         neg = true;
         tok = lex.next()?;
     }
     let bits: u64 = match tok {
-        Tok::Int(v) if ty == Ty::F32 => u64::from((v as f32).to_bits()),
-        Tok::Int(v) if ty == Ty::F64 => (v as f64).to_bits(),
-        Tok::Int(v) => {
-            let v = if neg { v.wrapping_neg() } else { v };
-            neg = false;
-            v
-        }
         Tok::F32(b) => u64::from(b),
         Tok::F64(b) if ty == Ty::F32 => u64::from((f64::from_bits(b) as f32).to_bits()),
         Tok::F64(b) => b,
-        Tok::Word(mut sym) => {
-            let wrapped = sym == "generic";
-            if wrapped {
-                lex.expect(b'(')?;
-                sym = lex.word()?;
-                lex.expect(b')')?;
+        Tok::Int(mask) if lex.peek()? == Tok::Punct(b'(') => {
+            // 0xff00(name): that byte of the address, one byte wide.
+            let byte = (0..8).find(|i| mask == 0xff << (8 * i));
+            lex.expect(b'(')?;
+            let name = lex.word()?;
+            let (symbol, addend) = symbol(lex, name)?;
+            lex.expect(b')')?;
+            if byte.is_none() || n != 1 {
+                return Err(Error::unsupported(line, name, "a mask that picks no byte, or not for a byte"));
             }
-            let addend = if lex.eat(b'+')? { lex.int()? } else { 0 };
+            var.relocs.push(Reloc { at: var.init.len(), symbol, addend, byte });
+            0
+        }
+        Tok::Word(name) => {
+            let (symbol, addend) = symbol(lex, name)?;
             if n != 8 {
                 return Err(Error::unsupported(
                     line,
-                    sym,
+                    name,
                     "an address in a variable that is not 64 bits wide",
                 ));
             }
-            var.relocs.push((var.init.len(), sym.to_string(), addend as i64));
+            var.relocs.push(Reloc { at: var.init.len(), symbol, addend, byte: None });
             0
+        }
+        Tok::Int(_) | Tok::Punct(b'-' | b'+' | b'~' | b'!' | b'(') => {
+            *lex = start;
+            let v = lex.constant()?;
+            match ty {
+                Ty::F32 => u64::from((v as i64 as f32).to_bits()),
+                Ty::F64 => (v as i64 as f64).to_bits(),
+                _ => v,
+            }
         }
         other => return Err(Error::parse(line, format!("{} in an initialiser", describe(other)))),
     };
@@ -237,4 +255,23 @@ fn item(lex: &mut Lexer<'_>, tok: Tok<'_>, ty: Ty, var: &mut Var, line: u32) -> 
     };
     var.init.extend_from_slice(&bits.to_le_bytes()[..n]);
     Ok(())
+}
+
+/// `name` or `generic(name)`, with what is added to it.
+fn symbol(lex: &mut Lexer<'_>, name: &str) -> Result<(String, i64)> {
+    let mut symbol = name.to_string();
+    if name == "generic" {
+        lex.expect(b'(')?;
+        symbol = lex.word()?.to_string();
+        lex.expect(b')')?;
+    }
+    let addend = match lex.peek()? {
+        Tok::Punct(b'+' | b'-') => {
+            let minus = lex.next()? == Tok::Punct(b'-');
+            let v = lex.constant()? as i64;
+            if minus { v.wrapping_neg() } else { v }
+        }
+        _ => 0,
+    };
+    Ok((symbol, addend))
 }

@@ -209,25 +209,24 @@ fn fp8_pair(e4m3: bool, relu: bool, hi: f32, lo: f32) -> u64 {
     one(hi) << 8 | one(lo)
 }
 
+/// The value of an fp8 element.
+pub(crate) fn fp8_value(b: u8, e4m3: bool) -> f64 {
+    if e4m3 {
+        if b & 0x7f == 0x7f {
+            return f64::NAN;
+        }
+        let (e, m) = (i32::from(b >> 3 & 15), f64::from(b & 7));
+        let v = if e == 0 { m * exp2i(-9) } else { (8.0 + m) * exp2i(e - 10) };
+        return if b & 0x80 != 0 { -v } else { v };
+    }
+    // e5m2 is the upper half of an f16.
+    f64::from(to_f32(u16::from(b) << 8, Hf::F16))
+}
+
 fn unpack_fp8(e4m3: bool, relu: bool, v: u16) -> u64 {
     let one = |b: u8| -> u64 {
-        let nan = b & 0x7f == 0x7f || !e4m3 && b & 0x7f > 0x7c;
-        if relu && b & 0x80 != 0 && !nan {
-            return 0;
-        }
-        let x = if e4m3 {
-            if b & 0x7f == 0x7f {
-                return 0x7fff;
-            }
-            let (e, m) = (i32::from(b >> 3 & 15), f64::from(b & 7));
-            let v = if e == 0 { m * exp2i(-9) } else { (8.0 + m) * exp2i(e - 10) };
-            if b & 0x80 != 0 { -v } else { v }
-        } else {
-            // e5m2 is the upper half of an f16.
-            let h = u16::from(b) << 8;
-            return if h & 0x7fff > 0x7c00 { 0x7fff } else { u64::from(h) };
-        };
-        u64::from(from_f64(x, Hf::F16, Rnd::Rn))
+        let x = fp8_value(b, e4m3);
+        if relu && x.is_sign_negative() && !x.is_nan() { 0 } else { u64::from(from_f64(x, Hf::F16, Rnd::Rn)) }
     };
     one((v >> 8) as u8) << 16 | one(v as u8)
 }

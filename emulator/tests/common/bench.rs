@@ -1,4 +1,5 @@
-//! Buffers and launches of a module with every checker on, for tests with whole kernels.
+//! Buffers and launches of a module with every checker on, for tests with whole kernels. All is done
+//! twice, on one thread and on three, and must come out the same.
 
 use ptx_emulator::{Arg, Device, DevicePtr, LaunchConfig, Module, Options, Report};
 
@@ -9,6 +10,8 @@ pub const SEEDS: [u64; 4] = [0, 1, 2, 77];
 pub struct Bench {
     module: Module,
     device: Device,
+    /// Does the same on several threads.
+    twin: Device,
 }
 
 /// Plain numbers as bytes.
@@ -44,22 +47,28 @@ impl IntoArg for u32 {
 impl Bench {
     pub fn new(ptx: &str, seed: u64) -> Bench {
         let module = Module::parse(ptx).unwrap_or_else(|e| panic!("{e}"));
-        Bench { module, device: Device::new(Options { seed, ..Options::default() }) }
+        let device = |threads| Device::new(Options { seed, threads, ..Options::default() });
+        Bench { module, device: device(1), twin: device(3) }
     }
 
     /// Ends launches after that many warp instructions.
     pub fn max_steps(&mut self, steps: u64) {
         self.device.options_mut().max_steps = steps;
+        self.twin.options_mut().max_steps = steps;
     }
 
     pub fn input<T: Number>(&mut self, data: &[T]) -> Val {
         let mut bytes = Vec::new();
         data.iter().for_each(|v| v.put(&mut bytes));
-        Val::Buffer(self.device.alloc_init(&bytes, "input").unwrap())
+        let p = self.device.alloc_init(&bytes, "input").unwrap();
+        assert_eq!(p, self.twin.alloc_init(&bytes, "input").unwrap());
+        Val::Buffer(p)
     }
 
     pub fn empty(&mut self, bytes: u64) -> Val {
-        Val::Buffer(self.device.alloc(bytes, "output").unwrap())
+        let p = self.device.alloc(bytes, "output").unwrap();
+        assert_eq!(p, self.twin.alloc(bytes, "output").unwrap());
+        Val::Buffer(p)
     }
 
     pub fn output<T: Number>(&self, from: Val, n: usize) -> Vec<T> {
@@ -67,6 +76,9 @@ impl Bench {
         let size = std::mem::size_of::<T>();
         let mut out = vec![0; n * size];
         self.device.copy_from(p, &mut out).unwrap();
+        let mut twin = vec![0; n * size];
+        self.twin.copy_from(p, &mut twin).unwrap();
+        assert!(out == twin, "memory differs after 1 and after 3 threads");
         out.chunks_exact(size).map(T::get).collect()
     }
 
@@ -80,7 +92,12 @@ impl Bench {
             })
             .collect();
         let config = LaunchConfig { grid, block, shared_bytes: 0 };
-        self.device.launch(&self.module, kernel, config, &args).unwrap_or_else(|e| panic!("{kernel}: {e}"))
+        let on = |d: &mut Device| {
+            d.launch(&self.module, kernel, config, &args).unwrap_or_else(|e| panic!("{kernel}: {e}"))
+        };
+        let (serial, spread) = (on(&mut self.device), on(&mut self.twin));
+        assert_eq!(super::said(&serial), super::said(&spread), "report of 1 and of 3 threads");
+        serial
     }
 
     /// Launches what must be clean.

@@ -68,8 +68,26 @@ pub struct Ran {
     pub out: Vec<u32>,
 }
 
-/// Runs `k` of `text` over `input`, with `words` words of output (never written before).
+/// All of a report but the time it took.
+pub fn said(r: &Report) -> String {
+    format!(
+        "{:?} {:?} {} {:?} {:?} {:?}",
+        r.findings, r.counters, r.completed, r.output, r.profile, r.buffers
+    )
+}
+
+/// Runs `k` of `text` over `input`, with `words` words of output (never written before), on one
+/// thread and on three: memory and report must be the same.
 pub fn run_with(text: &str, options: Options, config: LaunchConfig, input: &[u32], words: usize) -> Ran {
+    let serial = run_on(text, Options { threads: 1, ..options.clone() }, config, input, words);
+    let spread = run_on(text, Options { threads: 3, ..options }, config, input, words);
+    assert_eq!(said(&serial.report), said(&spread.report), "report of 1 and of 3 threads\n{text}");
+    assert_eq!(serial.out, spread.out, "memory after 1 and after 3 threads\n{text}");
+    spread
+}
+
+/// `run_with` on the threads that the options say.
+pub fn run_on(text: &str, options: Options, config: LaunchConfig, input: &[u32], words: usize) -> Ran {
     let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
     let mut device = Device::new(options);
     let data: Vec<u8> = input.iter().flat_map(|v| v.to_le_bytes()).collect();
