@@ -13,11 +13,11 @@
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kernels_gpu::layout::{BLOCKS_PER_GROUP, blocks, full_groups};
+use kernels_gpu::layout::{BLOCKS_PER_GROUP, QUANT_GROUP, blocks, full_groups};
 use psa::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use psa::cpu::Cpu;
 use psa::pool::Pool;
-use psa::{Mirror, Rows};
+use psa::{Mirror, MirrorFormat, Rows};
 use psa_benches::{kv_bytes, layer_8b, queries, traces};
 use psa_tests::{Tensor, Workload};
 use std::time::Duration;
@@ -38,6 +38,7 @@ struct Stages {
     lse: Vec<f32>,
     mass: Vec<f32>,
     read: Vec<u32>,
+    metadata: Vec<u32>,
 }
 
 /// Rows of all sequences from token `from(sequence)` on, one after the other.
@@ -48,6 +49,11 @@ fn rows(workload: &Workload, of: fn(&psa_tests::Sequence) -> &Tensor, last_only:
         of(s).to_f64()[first..].to_vec()
     });
     Tensor::new(workload.shape.dtype, &values.map(|x| x as f32).collect::<Vec<_>>())
+}
+
+/// Pages of 64 tokens.
+fn format(mirror: Mirror) -> MirrorFormat {
+    MirrorFormat::new(mirror, QUANT_GROUP).expect("64 is a group")
 }
 
 impl Stages {
@@ -69,7 +75,7 @@ impl Stages {
         pool.commit(reservation);
         let spec = BackendSpec {
             shape,
-            mirror,
+            format: format(mirror),
             slots: pool.slots(),
             pages: pool.pages(),
             extents: pool.tables().extents,
@@ -84,6 +90,7 @@ impl Stages {
             out: vec![0.0; batch * shape.query_elements()],
             lse: vec![0.0; batch * shape.q_heads],
             mass: vec![0.0; batch * shape.q_heads],
+            metadata: vec![0; batch * shape.kv_heads],
             read: vec![0; batch * shape.kv_heads * 2],
             workload,
             mirror,
@@ -124,6 +131,8 @@ impl Stages {
             scale: 1.0 / (self.workload.shape.head_dim as f32).sqrt(),
             ranking,
             budget: &vec![budget; self.lens.len()],
+            floor: &vec![0; self.lens.len()],
+            unit: 1,
             target,
             mass,
             sink: 0,
@@ -134,6 +143,7 @@ impl Stages {
             lse: &mut self.lse,
             read: &mut self.read,
             mass: &mut self.mass,
+            metadata: &mut self.metadata,
             record: None,
         };
         self.cpu.decode(self.pool.tables(), &step, &mut result).expect("the cpu has no errors of its own");
@@ -150,7 +160,7 @@ impl Stages {
     fn mirror_bytes(&self) -> u64 {
         let groups: usize = self.lens.iter().map(|&n| full_groups(n as usize)).sum();
         let shape = self.workload.shape;
-        (groups * shape.kv_heads * self.mirror.kind().page_bytes(shape.head_dim)) as u64
+        (groups * shape.kv_heads * format(self.mirror).page_bytes(shape.head_dim)) as u64
     }
 }
 

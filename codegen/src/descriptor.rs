@@ -8,7 +8,7 @@ use std::fmt;
 /// One PTX entry: how to find it, what it takes, how it wants to be launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelDescriptor {
-    /// The entry's name in the PTX, as `attend_bf16_d64_g4`.
+    /// The entry's name in the PTX, as `attend_bf16_d64`.
     pub name: &'static str,
     /// The kernel function's name, as `attend`.
     pub family: &'static str,

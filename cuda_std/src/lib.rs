@@ -51,11 +51,13 @@ pub mod half;
 mod intrinsics;
 pub mod mem;
 pub mod misc;
+pub mod pipeline;
 pub mod prelude;
 pub mod ptr;
 pub mod ptx;
 pub mod shared;
 pub mod thread;
+pub mod tile;
 pub mod warp;
 
 pub use psa_codegen_macros::{gpu_only, kernel, shared_array};

@@ -66,6 +66,7 @@ mod module;
 mod num;
 mod profile;
 mod report;
+mod testing;
 mod types;
 
 pub use counters::Counters;
@@ -78,4 +79,10 @@ pub use lint::Lint;
 pub use module::{Kernel, Module, Param};
 pub use profile::{Hint, LineProfile, Profile, SourceProfile};
 pub use report::{BufferTraffic, Class, Finding, Place, Report, Side};
+pub use testing::{Buffer, Case, Dims, Number, describe};
 pub use types::{Rnd, Space, Ty};
+
+/// The examples of the README are compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -108,3 +108,33 @@ fn list_describes_kernels() {
     assert_eq!((v["kernel"].as_str(), v["instructions"]["shfl"].as_u64()), (Some("sum"), Some(5)));
     assert_eq!(v["params"][2]["size"], 4);
 }
+
+#[test]
+fn the_launch_files_of_the_examples_do_what_the_readme_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let emu = |name: &str, args: &[&str]| {
+        let file = root.join("examples/launch").join(name);
+        Command::new(env!("CARGO_BIN_EXE_ptx-emu")).arg("run").arg(file).args(args).output().unwrap()
+    };
+    assert_eq!(emu("scale.json", &[]).status.code(), Some(0));
+    let faulty = emu("scale_faulty.json", &[]);
+    assert_eq!(faulty.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&faulty.stderr).contains("offset 4096 of `arg1` (4096 bytes)"));
+    // The source lies beside the PTX, the picture of the README is that of this kernel.
+    let svg = Path::new(env!("CARGO_TARGET_TMPDIR")).join("profile.svg");
+    let o = emu("transpose.json", &["--profile", "--top", "6", "--profile-svg", svg.to_str().unwrap()]);
+    let text = String::from_utf8_lossy(&o.stdout).into_owned();
+    assert!(
+        text.contains("bank conflict: 32.0 passes") && text.contains("FAULT: a column lies in one bank"),
+        "{text}"
+    );
+    let (got, kept) = (std::fs::read_to_string(svg).unwrap(), root.join("profile.svg"));
+    if std::env::var_os("UPDATE_README").is_some() {
+        std::fs::write(&kept, &got).unwrap();
+    }
+    assert_eq!(
+        got,
+        std::fs::read_to_string(kept).unwrap(),
+        "UPDATE_README=1 writes emulator/profile.svg anew"
+    );
+}

@@ -8,7 +8,7 @@
 //! Dimension names are those of docs/kernels.md.
 
 use crate::pool::{TableChange, TableExtents, Tables};
-use crate::{Error, Mirror, Rows, Shape};
+use crate::{Error, MirrorFormat, Rows, Shape};
 use std::fmt;
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use std::sync::Arc;
 pub struct BackendSpec {
     /// Geometry.
     pub shape: Shape,
-    /// Mirror that every append maintains.
-    pub mirror: Mirror,
+    /// Mirror pages that every append maintains.
+    pub format: MirrorFormat,
     /// Slots of the arena.
     pub slots: usize,
     /// Pages of the mirror arena.
@@ -51,6 +51,8 @@ pub enum Ranking {
     Identity,
     /// The estimate of the mirror.
     Mirror,
+    /// An upper bound of the mirror's; `merge` then tests for a certainty.
+    Bound,
     /// True masses in f64, read up to this mass (the oracle).
     TrueMass(f32),
 }
@@ -72,6 +74,10 @@ pub struct DecodeStep<'a> {
     pub ranking: Ranking,
     /// Most blocks to read: `[B]`.
     pub budget: &'a [u32],
+    /// Fewest blocks to read, where there are as many: `[B]`.
+    pub floor: &'a [u32],
+    /// Blocks that are selected together.
+    pub unit: usize,
     /// `plan`'s target for the estimated mass, fixed point; 0 for a budget alone.
     pub target: u32,
     /// `merge`'s target for the exact mass; 0 switches the test off.
@@ -91,8 +97,10 @@ pub struct DecodeResult<'a> {
     pub lse: &'a mut [f32],
     /// Blocks read, top-up chunks: `[B, KH, 2]`.
     pub read: &'a mut [u32],
-    /// Mass believed read: `[B, KH * G]`.
+    /// Mass believed read; by [`Ranking::Bound`] the mass certainly read: `[B, KH * G]`.
     pub mass: &'a mut [f32],
+    /// Mirror bytes read: `[B, KH]`.
+    pub metadata: &'a mut [u32],
     /// Where asked for, what the step was decided on.
     pub record: Option<DecodeRecord<'a>>,
 }
@@ -102,7 +110,7 @@ pub struct DecodeResult<'a> {
 pub struct DecodeRecord<'a> {
     /// Blocks by rank `[B, KH, NB]`; the first `read` of a row were read.
     pub order: &'a mut [u32],
-    /// log2 masses `[B, KH * G, NB]`; left alone by [`Ranking::Identity`].
+    /// log2 masses by which blocks were ranked `[B, KH * G, NB]`; left alone by [`Ranking::Identity`].
     pub log_mass: &'a mut [f32],
 }
 
@@ -136,8 +144,10 @@ pub trait Backend: Send {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error>;
 
-    /// True where [`Ranking::TrueMass`] works.
-    fn ranks_by_true_mass(&self) -> bool {
+    /// True where everything works: any ranking, unit, floor and page format. Others know
+    /// [`Ranking::Identity`] and [`Ranking::Mirror`], single blocks, no floor, and the formats that
+    /// [`MirrorFormat::kernel`] names.
+    fn knows_everything(&self) -> bool {
         false
     }
 }

@@ -8,8 +8,8 @@
 
 use crate::backend::{AppendStep, Backend, BackendSpec};
 use crate::pool::{Pool, TableExtents};
-use crate::{Device, Error, Forced, Mirror, Rows, SequenceId, Shape};
-use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_BLOCKS, blocks};
+use crate::{Device, Error, Forced, Mirror, MirrorFormat, Rows, SequenceId, Shape};
+use kernels_gpu::layout::{BLOCK, MAX_BLOCKS, QUANT_GROUP, blocks};
 use std::fmt;
 
 /// How much a cache can hold.
@@ -32,6 +32,10 @@ pub struct CacheConfig {
     pub max_tokens: Option<usize>,
     /// What blocks are ranked by.
     pub mirror: Mirror,
+    /// Tokens of a quantisation group, one mirror page: 32, 64, 128 or 256.
+    pub quant_group: usize,
+    /// Tokens that are selected together: 16, 32 or 64.
+    pub unit: usize,
     /// Blocks that are always read.
     pub forced: Forced,
     /// Refuse NaN and infinities in q, k and v. Without it they propagate: outputs of heads that read
@@ -46,6 +50,8 @@ impl Default for CacheConfig {
             max_sequences: 16,
             max_tokens: None,
             mirror: Mirror::Bits2,
+            quant_group: QUANT_GROUP,
+            unit: BLOCK,
             forced: Forced::default(),
             check_finite: true,
         }
@@ -80,7 +86,14 @@ impl KvCache {
     /// [`Error::Shape`], [`Error::Config`], and the device's when it cannot allocate.
     pub fn new(device: &Device, shape: Shape, config: CacheConfig) -> Result<KvCache, Error> {
         shape.validate()?;
-        let slots = slots(&shape, &config)?;
+        let format = MirrorFormat::new(config.mirror, config.quant_group)?;
+        if ![16, 32, 64].contains(&config.unit) {
+            return Err(Error::Config {
+                what: format!("selection unit of {} tokens", config.unit),
+                remedy: "use 16, 32 or 64".into(),
+            });
+        }
+        let slots = slots(&shape, &config, format)?;
         let rows = shape.layers * shape.kv_heads;
         let config_error = |what: String, remedy: &str| Err(Error::Config { what, remedy: remedy.into() });
         if slots < rows {
@@ -106,25 +119,36 @@ impl KvCache {
         if max_tokens == 0 || max_tokens > longest {
             return config_error(format!("max_tokens = {max_tokens}"), "use 1 to 131072");
         }
-        let entries = config.max_sequences * rows * blocks(max_tokens).next_multiple_of(BLOCKS_PER_GROUP);
+        let entries = config.max_sequences * rows * blocks(max_tokens).next_multiple_of(format.blocks());
         if entries > 1 << 30 {
             return config_error(
                 format!("block table of {entries} entries (max_sequences * layers * kv_heads * blocks)"),
                 "set max_sequences or max_tokens lower, so that it is at most 2^30",
             );
         }
-        let extents = TableExtents::new(&shape, config.max_sequences, max_tokens);
-        let spec =
-            BackendSpec { shape, mirror: config.mirror, slots, pages: slots / BLOCKS_PER_GROUP, extents };
+        let extents = TableExtents::with_group(&shape, config.max_sequences, max_tokens, format.blocks());
+        let spec = BackendSpec { shape, format, slots, pages: slots / format.blocks(), extents };
         // The arenas first: where they fit, the pool's lists do.
         let backend = device.backend(&spec)?;
-        let pool = Pool::new(&shape, slots, config.max_sequences, max_tokens);
+        if config.unit != BLOCK && !backend.knows_everything() {
+            return Err(Error::Unsupported {
+                what: format!("a selection unit of {} tokens", config.unit),
+                device: backend.name(),
+                supported: "units of 16 tokens",
+            });
+        }
+        let pool = Pool::with_extents(slots, max_tokens, extents);
         Ok(KvCache { shape, config, pool, backend })
     }
 
     /// Geometry.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// What the mirror pages hold.
+    pub fn mirror_format(&self) -> MirrorFormat {
+        MirrorFormat { mirror: self.config.mirror, group: self.config.quant_group }
     }
 
     /// Configuration.
@@ -297,7 +321,7 @@ impl fmt::Debug for KvCache {
 }
 
 /// Slots that the capacity amounts to.
-fn slots(shape: &Shape, config: &CacheConfig) -> Result<usize, Error> {
+fn slots(shape: &Shape, config: &CacheConfig, format: MirrorFormat) -> Result<usize, Error> {
     match config.capacity {
         Capacity::Tokens(tokens) => {
             blocks(tokens).checked_mul(shape.layers * shape.kv_heads).ok_or_else(|| Error::Config {
@@ -306,10 +330,9 @@ fn slots(shape: &Shape, config: &CacheConfig) -> Result<usize, Error> {
             })
         }
         Capacity::Bytes(bytes) => {
-            // A page for every four slots.
-            let four =
-                BLOCKS_PER_GROUP * shape.slot_bytes() + config.mirror.kind().page_bytes(shape.head_dim);
-            Ok(bytes / four * BLOCKS_PER_GROUP)
+            // A page for every group of slots.
+            let group = format.blocks() * shape.slot_bytes() + format.page_bytes(shape.head_dim);
+            Ok(bytes / group * format.blocks())
         }
     }
 }

@@ -5,8 +5,9 @@
 //! serve any number of steps of the same batch. Lengths are read when a layer is attended to.
 
 use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
+use crate::certificate::round_up;
 use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
-use kernels_gpu::layout::{blocks, full_groups};
+use kernels_gpu::layout::{BLOCK, blocks};
 
 /// What became of the plan of one (sequence, layer, KV head).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,8 +41,12 @@ pub struct HeadReport {
     pub topups: usize,
     /// Mirror bytes read to make the plan; the exactly scored open group not counted.
     pub metadata_bytes: usize,
-    /// Share of the softmax mass believed read, for each query head of the group.
+    /// Share of the softmax mass believed read, for each query head of the group; by `certified` the share
+    /// certainly read.
     pub mass: Vec<f32>,
+    /// By `certified`: the largest share of the mass that each query head can have missed. It bounds the output
+    /// as well: no channel is off by more than this times the range of V in it.
+    pub missed_bound: Option<Vec<f32>>,
     /// What became of the plan.
     pub path: Path,
 }
@@ -77,6 +82,7 @@ struct LayerState {
     lens: Vec<u32>,
     read: Vec<u32>,
     mass: Vec<f32>,
+    metadata: Vec<u32>,
     order: Vec<u32>,
     log_mass: Vec<f32>,
 }
@@ -87,11 +93,11 @@ pub struct DecodePlan {
     cache: u32,
     shape: Shape,
     max_blocks: usize,
-    page_bytes: usize,
     policy: Policy,
     sequences: Vec<SequenceId>,
     seqs: Vec<u32>,
     budget: Vec<u32>,
+    floor: Vec<u32>,
     lse: Vec<f32>,
     scale: f32,
     record: bool,
@@ -107,22 +113,27 @@ impl DecodePlan {
     pub fn new(cache: &KvCache, sequences: &[SequenceId], policy: Policy) -> Result<DecodePlan, Error> {
         policy.validate()?;
         policy.check_mirror(cache.config().mirror)?;
-        if matches!(policy, Policy::Oracle { .. })
-            && !policy.reads_everything()
-            && !cache.backend.ranks_by_true_mass()
-        {
+        if policy.needs_everything() && !cache.backend.knows_everything() {
             return Err(Error::UnsupportedPolicy { policy, device: cache.device_name() });
+        }
+        if matches!(policy, Policy::Certified { .. }) && !cache.config().check_finite {
+            return Err(Error::Policy {
+                text: policy.to_string(),
+                reason:
+                    "a NaN or an infinity in a key has no bound; create the cache with check_finite = true"
+                        .into(),
+            });
         }
         let shape = cache.shape();
         Ok(DecodePlan {
             cache: cache.pool().id(),
             shape,
             max_blocks: cache.pool().tables().extents.max_blocks,
-            page_bytes: cache.config().mirror.kind().page_bytes(shape.head_dim),
             policy,
             sequences: sequences.to_vec(),
             seqs: cache.pool().indices(sequences)?,
             budget: vec![0; sequences.len()],
+            floor: vec![0; sequences.len()],
             lse: vec![0.0; sequences.len() * shape.q_heads],
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             record: false,
@@ -224,6 +235,7 @@ impl DecodePlan {
         }
         state.read.resize(batch * kv_heads * 2, 0);
         state.mass.resize(batch * q_heads, 0.0);
+        state.metadata.resize(batch * kv_heads, 0);
         if self.record {
             state.order.resize(batch * kv_heads * self.max_blocks, 0);
             state.log_mass.resize(batch * q_heads * self.max_blocks, 0.0);
@@ -232,6 +244,7 @@ impl DecodePlan {
         let ranking = match self.policy {
             _ if self.policy.reads_everything() => Ranking::Identity,
             Policy::Oracle { mass } => Ranking::TrueMass(mass),
+            Policy::Certified { .. } => Ranking::Bound,
             _ => Ranking::Mirror,
         };
         let identity = ranking == Ranking::Identity;
@@ -243,6 +256,8 @@ impl DecodePlan {
             scale: self.scale,
             ranking,
             budget: &self.budget,
+            floor: &self.floor,
+            unit: config.unit / BLOCK,
             target: if identity { 0 } else { self.policy.target(config.mirror) },
             mass: if identity { 0.0 } else { self.policy.tested_mass() },
             sink: config.forced.sink,
@@ -253,6 +268,7 @@ impl DecodePlan {
             lse,
             read: &mut state.read,
             mass: &mut state.mass,
+            metadata: &mut state.metadata,
             record: self
                 .record
                 .then_some(DecodeRecord { order: &mut state.order, log_mass: &mut state.log_mass }),
@@ -267,11 +283,7 @@ impl DecodePlan {
     pub fn report(&self) -> Report {
         let Shape { kv_heads, .. } = self.shape;
         let group = self.shape.group();
-        let scored = match self.policy {
-            _ if self.policy.reads_everything() => false,
-            Policy::Oracle { .. } => false,
-            _ => true,
-        };
+        let certified = matches!(self.policy, Policy::Certified { .. }) && !self.policy.reads_everything();
         let mut heads = vec![];
         for (layer, state) in self.layers.iter().enumerate().filter(|(_, s)| s.done) {
             for (entry, &sequence) in self.sequences.iter().enumerate() {
@@ -281,6 +293,8 @@ impl DecodePlan {
                     let (blocks_read, topups) =
                         (state.read[2 * row] as usize, state.read[2 * row + 1] as usize);
                     let blocks_total = blocks(tokens);
+                    let mass = &state.mass[row * group..][..group];
+                    let missed = |&m: &f32| round_up(1.0 - m as f64);
                     heads.push(HeadReport {
                         sequence,
                         entry,
@@ -289,8 +303,9 @@ impl DecodePlan {
                         blocks_read,
                         blocks_total,
                         topups,
-                        metadata_bytes: if scored { full_groups(tokens) * self.page_bytes } else { 0 },
-                        mass: state.mass[row * group..][..group].to_vec(),
+                        metadata_bytes: state.metadata[row] as usize,
+                        mass: mass.to_vec(),
+                        missed_bound: certified.then(|| mass.iter().map(missed).collect()),
                         path: match () {
                             () if self.policy.reads_everything() => Path::Dense,
                             () if topups > 0 => Path::ToppedUp,

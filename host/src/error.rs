@@ -127,7 +127,10 @@ pub enum Error {
         reason: String,
     },
     /// The text is no mirror of this version.
-    #[error("mirror {text:?}: {reason}; this version has 2, 4 (bits) and box")]
+    #[error(
+        "mirror {text:?}: {reason}; use 1, 2, 4, 8 (bits), 2+2 (nested), box, mean, cuboid, mean-variance or \
+         representatives"
+    )]
     UnsupportedMirror {
         /// The mirror as written.
         text: String,
@@ -151,6 +154,18 @@ pub enum Error {
         policy: Policy,
         /// The device.
         device: String,
+    },
+    /// The device has no kernels for the cache or the plan.
+    #[error(
+        "{what} does not run on {device}; it has {supported}. The cpu and reference devices run everything"
+    )]
+    Unsupported {
+        /// What was asked for.
+        what: String,
+        /// The device.
+        device: String,
+        /// What it can do.
+        supported: &'static str,
     },
     /// There is no such GPU, or it cannot be used.
     #[error("no GPU: {0}")]

@@ -23,9 +23,11 @@
 //! [`eval`] replays them by any policy and says what was read and missed.
 
 pub mod backend;
+pub mod certificate;
 pub mod cpu;
 pub mod device;
 pub mod driver;
+pub mod estimator;
 pub mod eval;
 pub mod plot;
 pub mod pool;
@@ -37,6 +39,7 @@ mod cache;
 mod decode;
 mod element;
 mod error;
+mod mirror;
 mod policy;
 mod shape;
 
@@ -45,6 +48,7 @@ pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
 pub use decode::{DecodePlan, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;
-pub use policy::{Budget, Forced, Mirror, Policy};
+pub use mirror::{Mirror, MirrorFormat, QUANT_GROUPS};
+pub use policy::{Budget, Forced, Policy};
 pub use pool::SequenceId;
 pub use shape::{Dtype, Shape};

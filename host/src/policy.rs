@@ -1,11 +1,11 @@
-//! The rules that decide how much is read, their text form, and the mirrors they rank by.
+//! The rules that decide how much is read, and their text form.
 //!
 //! The grammar is that of the command line: `dense`, `top-k:0.1`, `top-k:64`, `top-p:0.95`,
-//! `progressive:0.95`, `quest:0.4`, `oracle:0.95`. Budgets with a decimal point are fractions of the
-//! blocks, whole numbers are blocks.
+//! `progressive:0.95`, `certified:0.05`, `quest:0.4`, `mean:0.4`, `cuboid:0.4`, `oracle:0.95`. Budgets with a
+//! decimal point are fractions of the blocks, whole numbers are blocks.
 
-use crate::Error;
-use kernels_gpu::layout::MirrorKind;
+use crate::certificate::round_up;
+use crate::{Error, Mirror};
 use kernels_gpu::numeric::fixed_target;
 use std::fmt;
 use std::str::FromStr;
@@ -49,8 +49,19 @@ pub enum Policy {
         /// Share of the softmax mass, in `(0, 1]`; 1 reads everything and gives the bits of `Dense`.
         mass: f32,
     },
+    /// As many blocks as it takes until no head can have missed more than `missed` of its mass, whatever the
+    /// keys: the exact mass read against an upper bound of the rest. Reads everything where the bound does not
+    /// close. Needs a mirror that bounds scores ([`Mirror::bounds_scores`]).
+    Certified {
+        /// Share of the softmax mass, in `[0, 1)`; 0 reads everything and gives the bits of `Dense`.
+        missed: f32,
+    },
     /// The best blocks by Quest's box bound; needs [`Mirror::Box`].
     Quest(Budget),
+    /// The best blocks by their mean key; needs [`Mirror::Mean`].
+    Mean(Budget),
+    /// The best blocks by the centre of their box; needs [`Mirror::Cuboid`].
+    Cuboid(Budget),
     /// The smallest prefix by true mass: a yardstick, on the cpu and reference devices only.
     Oracle {
         /// Share of the softmax mass, in `(0, 1]`.
@@ -66,13 +77,20 @@ impl Policy {
     pub fn validate(self) -> Result<(), Error> {
         let fail = |reason: &str| Err(Error::Policy { text: self.to_string(), reason: reason.into() });
         match self {
-            Policy::TopK(Budget::Fraction(f)) | Policy::Quest(Budget::Fraction(f))
+            Policy::TopK(Budget::Fraction(f))
+            | Policy::Quest(Budget::Fraction(f))
+            | Policy::Mean(Budget::Fraction(f))
+            | Policy::Cuboid(Budget::Fraction(f))
                 if !(f > 0.0 && f <= 1.0) =>
             {
                 fail("a fraction of the blocks must be above 0 and at most 1")
             }
-            Policy::TopK(Budget::Blocks(0)) | Policy::Quest(Budget::Blocks(0)) => {
-                fail("a number of blocks must be at least 1")
+            Policy::TopK(Budget::Blocks(0))
+            | Policy::Quest(Budget::Blocks(0))
+            | Policy::Mean(Budget::Blocks(0))
+            | Policy::Cuboid(Budget::Blocks(0)) => fail("a number of blocks must be at least 1"),
+            Policy::Certified { missed } if !(0.0..1.0).contains(&missed) => {
+                fail("a missed mass must be at least 0 and below 1")
             }
             Policy::TopP { mass } | Policy::Progressive { mass } | Policy::Oracle { mass }
                 if !(mass > 0.0 && mass <= 1.0) =>
@@ -89,8 +107,24 @@ impl Policy {
         match self {
             Policy::Dense => true,
             Policy::TopP { mass } | Policy::Progressive { mass } | Policy::Oracle { mass } => mass >= 1.0,
-            Policy::TopK(_) | Policy::Quest(_) => false,
+            Policy::Certified { missed } => missed <= 0.0,
+            Policy::TopK(_) | Policy::Quest(_) | Policy::Mean(_) | Policy::Cuboid(_) => false,
         }
+    }
+
+    /// The mirror that the policy is about, if it is about one.
+    pub fn own_mirror(self) -> Option<Mirror> {
+        match self {
+            Policy::Quest(_) => Some(Mirror::Box),
+            Policy::Mean(_) => Some(Mirror::Mean),
+            Policy::Cuboid(_) => Some(Mirror::Cuboid),
+            _ => None,
+        }
+    }
+
+    /// True where the policy needs what only the cpu and the reference compute.
+    pub(crate) fn needs_everything(self) -> bool {
+        !self.reads_everything() && matches!(self, Policy::Oracle { .. } | Policy::Certified { .. })
     }
 
     /// Checks that the mirror can rank for this policy.
@@ -102,6 +136,11 @@ impl Policy {
             Policy::Dense | Policy::Oracle { .. } => return Ok(()),
             _ if self.reads_everything() => return Ok(()),
             Policy::Quest(_) if mirror != Mirror::Box => "the box mirror",
+            Policy::Mean(_) if mirror != Mirror::Mean => "the mean mirror",
+            Policy::Cuboid(_) if mirror != Mirror::Cuboid => "the cuboid mirror",
+            Policy::Certified { .. } if !mirror.bounds_scores() => {
+                "a mirror that bounds scores: 1, 2, 4, 8, 2+2 or box"
+            }
             Policy::TopK(_) | Policy::TopP { .. } | Policy::Progressive { .. } if mirror == Mirror::Box => {
                 "a mirror of 2 or 4 bits (quest:F is top-k by the box)"
             }
@@ -115,6 +154,7 @@ impl Policy {
         match self {
             Policy::TopP { mass } => fixed_target(mass),
             Policy::Progressive { mass } => fixed_target(mirror.predicted_mass(mass)),
+            Policy::Certified { .. } => fixed_target(self.tested_mass()),
             _ => 0,
         }
     }
@@ -123,6 +163,8 @@ impl Policy {
     pub(crate) fn tested_mass(self) -> f32 {
         match self {
             Policy::Progressive { mass } => mass,
+            // The least f32 that leaves no more than `missed`.
+            Policy::Certified { missed } => round_up(1.0 - missed as f64),
             _ => 0.0,
         }
     }
@@ -130,7 +172,9 @@ impl Policy {
     /// The most blocks that a sequence of `blocks` blocks may read.
     pub(crate) fn budget(self, blocks: usize) -> u32 {
         match self {
-            Policy::TopK(budget) | Policy::Quest(budget) => budget.of(blocks),
+            Policy::TopK(budget) | Policy::Quest(budget) | Policy::Mean(budget) | Policy::Cuboid(budget) => {
+                budget.of(blocks)
+            }
             _ => u32::MAX,
         }
     }
@@ -153,7 +197,10 @@ impl fmt::Display for Policy {
             Policy::TopK(budget) => write!(f, "top-k:{budget}"),
             Policy::TopP { mass } => write!(f, "top-p:{mass}"),
             Policy::Progressive { mass } => write!(f, "progressive:{mass}"),
+            Policy::Certified { missed } => write!(f, "certified:{missed}"),
             Policy::Quest(budget) => write!(f, "quest:{budget}"),
+            Policy::Mean(budget) => write!(f, "mean:{budget}"),
+            Policy::Cuboid(budget) => write!(f, "cuboid:{budget}"),
             Policy::Oracle { mass } => write!(f, "oracle:{mass}"),
         }
     }
@@ -196,17 +243,16 @@ impl FromStr for Policy {
             "top-k" => Policy::TopK(budget("top-k:0.1 or top-k:64")?),
             "top-p" => Policy::TopP { mass: mass("top-p:0.95")? },
             "progressive" => Policy::Progressive { mass: mass("progressive:0.95")? },
+            "certified" => Policy::Certified { missed: mass("certified:0.05")? },
             "quest" => Policy::Quest(budget("quest:0.4 or quest:64")?),
+            "mean" => Policy::Mean(budget("mean:0.4 or mean:64")?),
+            "cuboid" => Policy::Cuboid(budget("cuboid:0.4 or cuboid:64")?),
             "oracle" => Policy::Oracle { mass: mass("oracle:0.95")? },
-            "certified" | "mean" | "cuboid" => {
-                return Err(fail(format!(
-                    "{name} is planned but not in this version; progressive:M holds a mass, quest:F ranks by \
-                     block summaries"
-                )));
-            }
             _ => {
                 return Err(fail(
-                    "unknown; use dense, top-k:F, top-p:M, progressive:M, quest:F or oracle:M".into(),
+                    "unknown; use dense, top-k:F, top-p:M, progressive:M, certified:E, quest:F, mean:F, \
+                     cuboid:F or oracle:M"
+                        .into(),
                 ));
             }
         };
@@ -215,73 +261,6 @@ impl FromStr for Policy {
             other => other,
         })?;
         Ok(policy)
-    }
-}
-
-/// What a cache keeps beside K and V to rank blocks by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mirror {
-    /// Keys quantised to 2 bits.
-    Bits2,
-    /// Keys quantised to 4 bits.
-    Bits4,
-    /// Minimum and maximum of every channel of a block (Quest).
-    Box,
-}
-
-impl Mirror {
-    /// The page format.
-    pub const fn kind(self) -> MirrorKind {
-        match self {
-            Mirror::Bits2 => MirrorKind::Planes(1),
-            Mirror::Bits4 => MirrorKind::Planes(2),
-            Mirror::Box => MirrorKind::Box,
-        }
-    }
-
-    /// The estimated mass p0 up to which the first pass of `progressive` reads when the exact mass is to
-    /// reach `mass` = p: `p + (1 - p) / 5` with 2 bits, p with 4. Measured on the bundled traces at p = .95
-    /// (chunks of 8; share of steps that top up, and KV read):
-    ///
-    /// | p0 | 2 bits: top-ups, KV | 4 bits: top-ups, KV |
-    /// |---|---|---|
-    /// | .90 | .99, .325 | .93, .291 |
-    /// | .93 | .98, .325 | .90, .290 |
-    /// | .95 | .95, .326 | **.24, .284** |
-    /// | .96 | **.51, .325** | .00, .302 |
-    /// | .97 | .23, .347 | .00, .334 |
-    ///
-    /// `real_traces_read_what_the_prototype_read` would notice a change.
-    pub fn predicted_mass(self, mass: f32) -> f32 {
-        match self {
-            Mirror::Bits2 => mass + (1.0 - mass) * 0.2,
-            Mirror::Bits4 | Mirror::Box => mass,
-        }
-    }
-}
-
-impl fmt::Display for Mirror {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Mirror::Bits2 => "2",
-            Mirror::Bits4 => "4",
-            Mirror::Box => "box",
-        })
-    }
-}
-
-impl FromStr for Mirror {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Mirror, Error> {
-        let fail = |reason| Err(Error::UnsupportedMirror { text: text.into(), reason });
-        match text {
-            "2" => Ok(Mirror::Bits2),
-            "4" => Ok(Mirror::Bits4),
-            "box" => Ok(Mirror::Box),
-            "1" | "8" | "2+2" => fail("planned but not in this version"),
-            _ => fail("unknown"),
-        }
     }
 }
 
@@ -316,7 +295,11 @@ mod tests {
             ("top-p:0.9", Policy::TopP { mass: 0.9 }),
             ("progressive:0.95", Policy::Progressive { mass: 0.95 }),
             ("progressive:1", Policy::Progressive { mass: 1.0 }),
+            ("certified:0.05", Policy::Certified { missed: 0.05 }),
+            ("certified:0", Policy::Certified { missed: 0.0 }),
             ("quest:0.4", Policy::Quest(Budget::Fraction(0.4))),
+            ("mean:0.4", Policy::Mean(Budget::Fraction(0.4))),
+            ("cuboid:12", Policy::Cuboid(Budget::Blocks(12))),
             ("oracle:0.95", Policy::Oracle { mass: 0.95 }),
         ] {
             assert_eq!(text.parse::<Policy>().unwrap(), policy);
@@ -342,24 +325,16 @@ mod tests {
             ("progressive:1.01", "at most 1"),
             ("progressive:nan", "above 0"),
             ("oracle:inf", "at most 1"),
-            ("certified:0.01", "not in this version"),
-            ("mean:0.1", "not in this version"),
-            ("cuboid:0.1", "not in this version"),
+            ("certified:1", "below 1"),
+            ("certified:-0.1", "at least 0"),
+            ("certified:NaN", "below 1"),
+            ("certified", "certified:0.05"),
+            ("mean:0", "at least 1"),
+            ("cuboid:1.5", "at most 1"),
         ] {
             let error = text.parse::<Policy>().unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains(&format!("{text:?}")), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn mirrors_of_other_versions_are_refused_as_such() {
-        assert_eq!("2".parse::<Mirror>().unwrap(), Mirror::Bits2);
-        assert_eq!("4".parse::<Mirror>().unwrap(), Mirror::Bits4);
-        for text in ["1", "8", "2+2"] {
-            let error = text.parse::<Mirror>().unwrap_err().to_string();
-            assert!(error.contains("not in this version"), "{error}");
-        }
-        assert!("3".parse::<Mirror>().unwrap_err().to_string().contains("2, 4"));
     }
 
     #[test]
@@ -371,13 +346,6 @@ mod tests {
         assert_eq!(Budget::Blocks(5).of(3), 5);
     }
 
-    #[test]
-    fn two_bits_predict_a_fifth_of_the_way_to_everything() {
-        assert!((Mirror::Bits2.predicted_mass(0.95) - 0.96).abs() < 1e-6);
-        assert_eq!(Mirror::Bits4.predicted_mass(0.95), 0.95);
-        assert_eq!(Mirror::Bits2.predicted_mass(1.0), 1.0);
-    }
-
     proptest! {
         #[test]
         fn display_and_parse_are_inverse(mass in 1e-6f32..=1.0, f in 1e-9f64..=1.0, n in 1u32..) {
@@ -385,6 +353,9 @@ mod tests {
                 Policy::TopP { mass },
                 Policy::Progressive { mass },
                 Policy::Oracle { mass },
+                Policy::Certified { missed: mass.min(0.999) },
+                Policy::Mean(Budget::Fraction(f)),
+                Policy::Cuboid(Budget::Blocks(n)),
                 Policy::TopK(Budget::Fraction(f)),
                 Policy::Quest(Budget::Blocks(n)),
             ] {

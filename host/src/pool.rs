@@ -5,12 +5,13 @@
 //!   any block, so there is no fragmentation.
 //! * An append *reserves* everything it needs, or fails with nothing changed; then the backend writes; then
 //!   the append is *committed* (the lengths grow) or *rolled back* (the free lists are as before, in order).
-//! * A page is needed per full group of four blocks, so `slots / 4` pages never run out before the slots.
+//! * A page is needed per full group of `group_blocks` blocks, so `slots / group_blocks` pages never run out
+//!   before the slots.
 //!
 //! Trap: table entries beyond a row's length are stale; every reader compares with the length first.
 
 use crate::{Error, Shape};
-use kernels_gpu::layout::{BLOCKS_PER_GROUP, blocks, full_groups};
+use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, blocks};
 use std::collections::HashSet;
 use std::fmt;
 use std::ops::Range;
@@ -39,15 +40,27 @@ pub struct TableExtents {
     pub layers: usize,
     /// KV heads.
     pub kv_heads: usize,
-    /// Blocks of a row: a multiple of 4.
+    /// Blocks of a row: a multiple of `group_blocks`.
     pub max_blocks: usize,
+    /// Blocks of a quantisation group: a page describes so many.
+    pub group_blocks: usize,
 }
 
 impl TableExtents {
-    /// Extents for sequences of at most `max_tokens` tokens.
+    /// Extents for sequences of at most `max_tokens` tokens, with a page for every 64 tokens.
     pub fn new(shape: &Shape, sequences: usize, max_tokens: usize) -> TableExtents {
-        let max_blocks = blocks(max_tokens).next_multiple_of(BLOCKS_PER_GROUP);
-        TableExtents { sequences, layers: shape.layers, kv_heads: shape.kv_heads, max_blocks }
+        TableExtents::with_group(shape, sequences, max_tokens, BLOCKS_PER_GROUP)
+    }
+
+    /// The same with a page for every `group_blocks` blocks.
+    pub fn with_group(
+        shape: &Shape,
+        sequences: usize,
+        max_tokens: usize,
+        group_blocks: usize,
+    ) -> TableExtents {
+        let max_blocks = blocks(max_tokens).next_multiple_of(group_blocks);
+        TableExtents { sequences, layers: shape.layers, kv_heads: shape.kv_heads, max_blocks, group_blocks }
     }
 
     /// Rows: one for each (sequence, layer, KV head).
@@ -57,7 +70,12 @@ impl TableExtents {
 
     /// Groups of a row.
     pub const fn max_groups(&self) -> usize {
-        self.max_blocks / BLOCKS_PER_GROUP
+        self.max_blocks / self.group_blocks
+    }
+
+    /// Groups of `tokens` tokens that are full, and so have a page.
+    pub const fn full_groups(&self, tokens: usize) -> usize {
+        tokens / (self.group_blocks * BLOCK)
     }
 
     /// Index of the row of (sequence, layer, KV head).
@@ -144,9 +162,13 @@ impl Pool {
     /// A pool of `slots` slots and `slots / 4` pages for at most `sequences` sequences of at most
     /// `max_tokens` tokens.
     pub fn new(shape: &Shape, slots: usize, sequences: usize, max_tokens: usize) -> Pool {
+        Pool::with_extents(slots, max_tokens, TableExtents::new(shape, sequences, max_tokens))
+    }
+
+    /// A pool of `slots` slots and a page for each `group_blocks` of them.
+    pub fn with_extents(slots: usize, max_tokens: usize, extents: TableExtents) -> Pool {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let extents = TableExtents::new(shape, sequences, max_tokens);
-        let pages = slots / BLOCKS_PER_GROUP;
+        let (pages, sequences) = (slots / extents.group_blocks, extents.sequences);
         Pool {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             tables: Tables {
@@ -222,7 +244,7 @@ impl Pool {
         for (layer, &tokens) in lengths.iter().enumerate() {
             for head in 0..self.tables.extents.kv_heads {
                 let row = self.tables.extents.row(index, layer, head);
-                self.release(row, 0..blocks(tokens), 0..full_groups(tokens));
+                self.release(row, 0..blocks(tokens), 0..self.tables.extents.full_groups(tokens));
             }
         }
         let sequence = &mut self.sequences[index];
@@ -303,7 +325,7 @@ impl Pool {
                 let change = TableChange {
                     row: self.tables.extents.row(index, layer, head),
                     blocks: blocks(before)..blocks(tokens),
-                    groups: full_groups(before)..full_groups(tokens),
+                    groups: self.tables.extents.full_groups(before)..self.tables.extents.full_groups(tokens),
                 };
                 if !change.blocks.is_empty() || !change.groups.is_empty() {
                     self.take(&change);

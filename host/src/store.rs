@@ -6,8 +6,8 @@
 
 use crate::element::widen;
 use crate::pool::Tables;
-use crate::{Dtype, Error, Shape};
-use kernels_gpu::layout::{BLOCK, MirrorKind, blocks, full_groups, key_offset, slot_elements, value_offset};
+use crate::{Dtype, Error, MirrorFormat, Shape};
+use kernels_gpu::layout::{BLOCK, blocks, key_offset, slot_elements, value_offset};
 
 /// The arenas.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct HostStore {
     /// Geometry.
     pub shape: Shape,
     /// Page format.
-    pub mirror_kind: MirrorKind,
+    pub format: MirrorFormat,
     /// Slots: 2-byte elements `[slots, 2, 16, head_dim]`.
     pub arena: Vec<u16>,
     /// Pages: `[pages, page_bytes]`.
@@ -30,11 +30,11 @@ impl HostStore {
     pub fn new(
         device: &'static str,
         shape: Shape,
-        mirror_kind: MirrorKind,
+        format: MirrorFormat,
         slots: usize,
         pages: usize,
     ) -> Result<HostStore, Error> {
-        let page_bytes = mirror_kind.page_bytes(shape.head_dim);
+        let page_bytes = format.page_bytes(shape.head_dim);
         let bytes = slots.saturating_mul(shape.slot_bytes()).saturating_add(pages.saturating_mul(page_bytes));
         // `vec!` gets zeroed memory from the system without touching it, but aborts where there is none:
         // ask in a way that may fail.
@@ -43,7 +43,7 @@ impl HostStore {
         }
         Ok(HostStore {
             shape,
-            mirror_kind,
+            format,
             arena: vec![0; slots * slot_elements(shape.head_dim)],
             mirror: vec![0; pages * page_bytes],
         })
@@ -62,7 +62,7 @@ impl HostStore {
         HeadView {
             store: self,
             slots: &tables.slots(row)[..blocks(tokens)],
-            pages: &tables.pages(row)[..full_groups(tokens)],
+            pages: &tables.pages(row)[..self.format.full_groups(tokens)],
             tokens,
         }
     }
@@ -77,7 +77,7 @@ impl HostStore {
 
     /// Bytes of page `page`, to be written.
     pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
-        let bytes = self.mirror_kind.page_bytes(self.shape.head_dim);
+        let bytes = self.format.page_bytes(self.shape.head_dim);
         &mut self.mirror[page as usize * bytes..][..bytes]
     }
 }
@@ -120,8 +120,8 @@ impl<'a> HeadView<'a> {
     }
 
     /// Page format.
-    pub fn mirror_kind(&self) -> MirrorKind {
-        self.store.mirror_kind
+    pub fn format(&self) -> MirrorFormat {
+        self.store.format
     }
 
     /// Tokens of a block: 16, fewer in the last.
@@ -157,9 +157,20 @@ impl<'a> HeadView<'a> {
         self.slot(token / BLOCK)[value_offset(d, token % BLOCK)..][..d].iter().map(move |&x| widen(dtype, x))
     }
 
+    /// Keys of a full group: bit patterns `[group, head_dim]`.
+    pub fn group_keys(&self, group: usize) -> Vec<u16> {
+        let blocks = self.format().blocks();
+        (group * blocks..(group + 1) * blocks).flat_map(|block| self.block_keys(block)).copied().collect()
+    }
+
+    /// Blocks in full groups: those that a page describes.
+    pub fn described_blocks(&self) -> usize {
+        self.full_groups() * self.format().blocks()
+    }
+
     /// Page of a full group.
     pub fn page(&self, group: usize) -> &'a [u8] {
-        let bytes = self.store.mirror_kind.page_bytes(self.head_dim());
+        let bytes = self.store.format.page_bytes(self.head_dim());
         &self.store.mirror[self.pages[group] as usize * bytes..][..bytes]
     }
 
@@ -176,7 +187,8 @@ mod tests {
     #[test]
     fn arenas_beyond_the_memory_are_an_error() {
         let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: Dtype::F16 };
-        let error = HostStore::new("cpu", shape, MirrorKind::Planes(1), usize::MAX / 4096, 1).unwrap_err();
+        let format = MirrorFormat::new(crate::Mirror::Bits2, 64).unwrap();
+        let error = HostStore::new("cpu", shape, format, usize::MAX / 4096, 1).unwrap_err();
         assert!(matches!(error, Error::OutOfMemory { device: "cpu", .. }));
         assert!(error.to_string().contains("less capacity"));
     }

@@ -107,6 +107,77 @@ fn cpu_reads_the_blocks_that_the_reference_reads() {
     );
 }
 
+/// Selections, masses and metadata of every page format, group and unit, by every policy that it serves.
+#[test]
+fn every_estimator_group_and_unit_gives_the_same_plan_on_cpu_and_reference() {
+    let lengths = [1, 31, 33, 200, 513, 1000];
+    let all: Vec<usize> = (0..lengths.len()).collect();
+    let shapes = [(64, Dtype::F16, 3), (128, Dtype::Bf16, 1), (64, Dtype::Bf16, 8)];
+    let (mut sparse, mut certain) = (0, 0);
+    for (seed, (head_dim, dtype, group)) in shapes.into_iter().enumerate() {
+        let shape = Shape { layers: 1, q_heads: group, kv_heads: 1, head_dim, dtype };
+        let batch = Batch::random(shape, &lengths, 50 + seed as u64);
+        for (i, mirror) in Mirror::ALL.into_iter().enumerate() {
+            let budget = Budget::Fraction(0.3);
+            let policies = match mirror {
+                Mirror::Box => vec![Policy::Quest(budget), Policy::Certified { missed: 0.2 }],
+                Mirror::Mean => vec![Policy::Mean(budget), Policy::Progressive { mass: 0.9 }],
+                Mirror::Cuboid => vec![Policy::Cuboid(budget), Policy::TopP { mass: 0.9 }],
+                Mirror::MeanVariance | Mirror::Representatives => vec![Policy::Progressive { mass: 0.9 }],
+                _ => vec![
+                    Policy::Progressive { mass: 0.9 },
+                    Policy::TopK(budget),
+                    Policy::Certified { missed: 0.2 },
+                ],
+            };
+            for (j, quant_group) in psa::QUANT_GROUPS.into_iter().enumerate() {
+                let unit = [16, 32, 64][(i + j) % 3];
+                let config = psa::CacheConfig { quant_group, unit, ..batch.config(mirror) };
+                let (mut fast, fast_seqs) = batch.cache_with(&Device::cpu(), config);
+                let (mut plain, plain_seqs) = batch.cache_with(&Device::reference(), config);
+                for &policy in &policies {
+                    let what =
+                        format!("{shape:?}, mirror {mirror} in {quant_group}, units of {unit}, {policy}");
+                    let a = step(&batch, &mut fast, &fast_seqs, &all, policy);
+                    let b = step(&batch, &mut plain, &plain_seqs, &all, policy);
+                    for entry in 0..lengths.len() {
+                        assert_eq!(a.plan.selection(0, entry, 0), b.plan.selection(0, entry, 0), "{what}");
+                        for head in 0..group {
+                            let bits = |x: Option<&[f32]>| {
+                                x.map(|x| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>())
+                            };
+                            let (x, y) = (a.plan.log_mass(0, entry, head), b.plan.log_mass(0, entry, head));
+                            assert_eq!(bits(x), bits(y), "{what}");
+                        }
+                    }
+                    for (x, y) in a.report.heads.iter().zip(&b.report.heads) {
+                        assert_eq!(
+                            (x.blocks_read, x.topups, x.metadata_bytes, x.path),
+                            (y.blocks_read, y.topups, y.metadata_bytes, y.path),
+                            "{what}"
+                        );
+                        // Whole units only.
+                        let blocks = a.plan.selection(0, x.entry, 0).unwrap();
+                        let per_unit = unit / 16;
+                        for &block in blocks {
+                            let unit = block as usize / per_unit;
+                            let mates =
+                                (unit * per_unit..(unit + 1) * per_unit).filter(|&b| b < x.blocks_total);
+                            assert!(
+                                mates.clone().all(|b| blocks.contains(&(b as u32))) || x.topups > 0,
+                                "{what}"
+                            );
+                        }
+                        sparse += usize::from(x.blocks_read < x.blocks_total);
+                        certain += usize::from(x.missed_bound.is_some() && x.blocks_read < x.blocks_total);
+                    }
+                }
+            }
+        }
+    }
+    assert!(sparse > 200 && certain > 20, "{sparse} sparse, {certain} certain: too few to mean much");
+}
+
 #[test]
 fn progressive_believes_its_mass_of_every_head_unless_everything_is_read() {
     let shape = Shape { layers: 1, q_heads: 12, kv_heads: 3, head_dim: 64, dtype: Dtype::F16 };

@@ -16,7 +16,15 @@ pub mod element;
 pub mod layout;
 pub mod numeric;
 #[cfg(target_arch = "nvptx64")]
+pub mod pages;
+#[cfg(target_arch = "nvptx64")]
+pub mod parts;
+#[cfg(target_arch = "nvptx64")]
 pub mod row;
+#[cfg(target_arch = "nvptx64")]
+pub mod softmax;
+#[cfg(target_arch = "nvptx64")]
+pub mod stream;
 
 pub mod append;
 pub mod attend;

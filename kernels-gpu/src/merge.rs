@@ -4,42 +4,47 @@
 //! has not read its share of the mass, the next blocks of the ranking are attended to here, a chunk at
 //! a time, with the same code as `attend`. The decision never leaves the device.
 //!
-//! State of the row in shared memory, behind what `attend` uses: output `[G, D]`, (m, l) `[G, 2]`,
-//! rest u64 `[G]`. Every thread owns the same columns (g, c) throughout.
+//! State of the row in shared memory, behind what `attend` uses: output `[8, D]`, (m, l) `[8, 2]`,
+//! rest u64 `[8]`. Every thread owns the same columns (g, c) throughout.
 
 use crate::element::KvElement;
+use crate::layout::MAX_GROUP;
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    crate::attend::{Column, THREADS, WARPS, WarpParts, WarpSoftmax, stage_queries},
+    crate::attend::{THREADS, WARPS, stages, warp_bytes},
     crate::layout::{TOPUP_CHUNK, splits},
     crate::numeric::{believed_mass, enough, fixed_mass, relative_mass, rest_mass},
+    crate::pages::Pages,
+    crate::parts::{Column, WarpParts},
     crate::row::{Geometry, Row},
+    crate::stream::{Queries, Stream},
     cuda_std::ptx::{lg2_approx, rcp_approx},
-    cuda_std::shared::SharedPtr,
+    cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, sync_threads, thread_idx_x},
+    cuda_std::warp::lane_id,
 };
 
 /// Shared bytes: what `attend` uses, and the state of the row.
-pub const fn shared_bytes(head_dim: usize, heads: usize) -> usize {
-    crate::attend::shared_bytes(head_dim, heads) + 4 * (heads * head_dim + 4 * heads) + 8 * heads
+pub const fn shared_bytes(head_dim: usize) -> usize {
+    crate::attend::shared_bytes(head_dim) + 4 * (MAX_GROUP * head_dim + 4 * MAX_GROUP) + 8 * MAX_GROUP
 }
 
 /// Merges the splits, tops up until `mass` is reached, and writes the results.
 ///
 /// # Safety
-/// Buffers as in docs/kernels.md, written by `score`, `plan` and `attend` of the same step;
-/// `G = head_tile(group)`. `mass = 0` switches the stop test off.
+/// Buffers as in docs/kernels.md, written by `score`, `plan` and `attend` of the same step; `group` is 1 to 8.
+/// `mass = 0` switches the stop test off.
 #[kernel(
     block = 128,
     // Without it ptxas aims at an occupancy of its own choice and spills to reach it.
     min_blocks_per_sm = 2,
-    dynamic_shared = shared_bytes(D, G),
-    instances(T in [bf16, f16], D in [64, 128], G in [1, 2, 4, 8])
+    dynamic_shared = shared_bytes(D),
+    instances(T in [bf16, f16], D in [64, 128])
 )]
-pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
+pub unsafe fn merge<T: KvElement, const D: usize>(
     q: *const T,
     arena: *const T,
     block_table: *const u32,
@@ -68,25 +73,25 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
 ) {
     unsafe {
         let (h, b) = (block_idx_x(), block_idx_y());
-        let tid = thread_idx_x() as usize;
+        let (tid, warp, lane) = (thread_idx_x() as usize, thread_idx_x() / 32, lane_id());
         let row =
             Row::new(arena, block_table, seqs, lens, b, h, Geometry { layer, layers, kv_heads, max_blocks });
         let head = (b * kv_heads + h) as usize;
         let heads = group as usize;
-        let queries = stage_queries::<T, D, G>(q.add(head * heads * D), group, scale);
-        let parts = WarpParts::<D, G>::after(queries);
-        let state = RowState::<D, G>::at(parts.end());
+        let shared = dynamic_shared::<T>();
+        let parts = WarpParts::<D>::new(shared.cast(), warp_bytes(D));
+        let state = RowState::<D>::at(shared.byte_add(crate::attend::shared_bytes(D) as u32).cast());
         if tid < heads {
             state.rest(tid).write(*rest.add(head * heads + tid));
         }
 
         // The splits, in order.
         let splits = splits(row.blocks() as usize);
-        let first = head * max_splits as usize * G;
+        let first = head * max_splits as usize * heads;
         let mut i = tid;
-        while i < G * D {
+        while i < heads * D {
             let (g, c) = (i / D, i % D);
-            let ml = |s: usize, k: usize| *partial_ml.add(2 * (first + s * G + g) + k);
+            let ml = |s: usize, k: usize| *partial_ml.add(2 * (first + s * heads + g) + k);
             let mut column = Column::new();
             let mut s = 0;
             while s < splits {
@@ -95,7 +100,7 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
             }
             let mut s = 0;
             while s < splits {
-                column.add(ml(s, 0), ml(s, 1), *partial.add((first + s * G + g) * D + c));
+                column.add(ml(s, 0), ml(s, 1), *partial.add((first + s * heads + g) * D + c));
                 s += 1;
             }
             state.store(g, c, column);
@@ -124,13 +129,16 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
                 break;
             }
             let end = if count + (TOPUP_CHUNK as u32) < limit { count + TOPUP_CHUNK as u32 } else { limit };
-            let mut warp = WarpSoftmax::<G>::new();
-            let mut rank = count + thread_idx_x() / 32;
-            while rank < end {
-                warp.read_block::<T, D>(&row, *order.add(rank as usize), queries);
-                rank += WARPS as u32;
+            let pages = Pages::new(&row, order, count + warp, WARPS as u32, end, lane);
+            let queries = Queries::<T, D>::load(q.add(head * heads * D), group, scale, lane);
+            let memory = shared.byte_add(warp * warp_bytes(D) as u32);
+            let mut stream = Stream::<D>::new();
+            if D == 64 {
+                stream.read::<T, { stages(64) }>(&queries, pages, memory);
+            } else {
+                stream.read::<T, { stages(128) }>(&queries, pages, memory);
             }
-            parts.store(&warp);
+            parts.store(&stream, warp as usize, lane);
             // Also: everybody has read the state of the last round.
             sync_threads();
             if tid < heads {
@@ -145,20 +153,16 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
                 state.rest(tid).write(left);
             }
             let mut i = tid;
-            while i < G * D {
+            while i < heads * D {
                 let (g, c) = (i / D, i % D);
                 // (m, l) of the state are rewritten by the owner of channel 0 only after the barrier.
                 let (m, l) = state.ml(g);
                 let o = state.o(g, c).read();
                 let mut column = Column::new();
                 column.raise(m);
-                cuda_std::unroll!(w < WARPS, max 4, {
-                    column.raise(parts.m(w, g));
-                });
+                column.raise_to::<D, WARPS>(parts, g);
                 column.add(m, l, o);
-                cuda_std::unroll!(w < WARPS, max 4, {
-                    column.add(parts.m(w, g), parts.l(w, g), parts.o(w, g, c));
-                });
+                column.add_all::<D, WARPS>(parts, g, c);
                 state.o(g, c).write(column.o);
                 if c == 0 {
                     state.next_ml(g).write(column.m);
@@ -167,7 +171,7 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
                 i += THREADS;
             }
             sync_threads();
-            if tid < 2 * G {
+            if tid < 2 * heads {
                 state.take_next(tid);
             }
             sync_threads();
@@ -196,14 +200,14 @@ pub unsafe fn merge<T: KvElement, const D: usize, const G: usize>(
     }
 }
 
-/// The row's state in shared memory: output `[G, D]`, (m, l) `[G, 2]`, the next round's (m, l)
-/// `[G, 2]` and rest u64 `[G]`.
+/// The row's state in shared memory: output `[8, D]`, (m, l) `[8, 2]`, the next round's (m, l)
+/// `[8, 2]` and rest u64 `[8]`.
 #[cfg(target_arch = "nvptx64")]
 #[derive(Clone, Copy)]
-struct RowState<const D: usize, const G: usize>(SharedPtr<f32>);
+struct RowState<const D: usize>(SharedPtr<f32>);
 
 #[cfg(target_arch = "nvptx64")]
-impl<const D: usize, const G: usize> RowState<D, G> {
+impl<const D: usize> RowState<D> {
     #[inline(always)]
     fn at(base: SharedPtr<f32>) -> Self {
         RowState(base)
@@ -216,17 +220,17 @@ impl<const D: usize, const G: usize> RowState<D, G> {
 
     #[inline(always)]
     fn current_ml(self, g: usize) -> SharedPtr<f32> {
-        self.0.add((G * D + 2 * g) as u32)
+        self.0.add((MAX_GROUP * D + 2 * g) as u32)
     }
 
     #[inline(always)]
     fn next_ml(self, g: usize) -> SharedPtr<f32> {
-        self.0.add((G * D + 2 * G + 2 * g) as u32)
+        self.0.add((MAX_GROUP * D + 2 * MAX_GROUP + 2 * g) as u32)
     }
 
     #[inline(always)]
     fn rest(self, g: usize) -> SharedPtr<u64> {
-        self.0.add((G * D + 4 * G) as u32).cast::<u64>().add(g as u32)
+        self.0.add((MAX_GROUP * D + 4 * MAX_GROUP) as u32).cast::<u64>().add(g as u32)
     }
 
     #[inline(always)]

@@ -13,6 +13,8 @@
 
 /// log2(e), rounded to f32.
 pub const LOG2_E: f32 = core::f32::consts::LOG2_E;
+/// The reference of a softmax that has seen nothing: finite, so that differences are no NaN.
+pub const NOTHING: f32 = -1e30;
 /// Fraction bits of a fixed-point mass: 1.0 is the block of largest mass of that head.
 pub const MASS_BITS: u32 = 30;
 /// Fraction bits of a mass target.

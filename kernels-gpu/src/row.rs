@@ -46,6 +46,26 @@ impl<T> Row<T> {
         blocks(self.tokens as usize) as u32
     }
 
+    /// The slot of a block.
+    ///
+    /// # Safety
+    /// `block < self.blocks()`.
+    #[inline(always)]
+    pub unsafe fn slot_id(&self, block: u32) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.slots.add(block as usize) }
+    }
+
+    /// First element of a slot.
+    ///
+    /// # Safety
+    /// The arena has the slot.
+    #[inline(always)]
+    pub unsafe fn slot_at<const D: usize>(&self, slot: u32) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.arena.add(slot as usize * slot_elements(D)) }
+    }
+
     /// First element of a block's slot.
     ///
     /// # Safety
@@ -53,7 +73,7 @@ impl<T> Row<T> {
     #[inline(always)]
     pub unsafe fn slot<const D: usize>(&self, block: u32) -> *const T {
         // SAFETY: the caller's promise.
-        unsafe { self.arena.add(*self.slots.add(block as usize) as usize * slot_elements(D)) }
+        unsafe { self.slot_at::<D>(self.slot_id(block)) }
     }
 }
 

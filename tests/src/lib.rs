@@ -1,5 +1,5 @@
 //! What the cross-crate tests share: reproducible workloads, one step on any device, and the error
-//! bound of a step in f32.
+//! bound of a step.
 //!
 //! A workload is a batch of sequences with keys that cluster, so that softmax masses are as uneven as
 //! in a real model and policies have something to select.
@@ -278,30 +278,59 @@ fn stack<'a>(dtype: Dtype, parts: impl Iterator<Item = &'a Tensor>) -> Tensor {
     }
 }
 
+/// Whose arithmetic a bound is for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Arithmetic {
+    /// f32 throughout, all additions in a row: the CPU backend, whose order is its own business.
+    F32,
+    /// The kernels: products on tensor cores, weights rounded to the cache's type for the second one.
+    Kernels {
+        /// Chunks that merge read after the plan.
+        topups: usize,
+    },
+}
+
 /// How many additions in a row a step's kernels make for one channel: 16 a block that a warp reads, then
 /// the warps, the splits, and the same again for every top-up.
-pub fn kernel_depth(tokens: usize, topups: usize) -> usize {
+fn kernel_depth(tokens: usize, topups: usize) -> usize {
     let blocks = kernels_gpu::layout::blocks(tokens);
     let splits = kernels_gpu::layout::splits(blocks);
     16 * blocks.div_ceil(splits).div_ceil(4) + 4 + splits + 40 * topups
 }
 
-/// Bounds of what a step in f32 may differ from the same step in exact arithmetic: (output, absolute, of
-/// any element; lse, absolute), for query head `head`, where `depth` weights are added in a row.
+/// Bounds of what a step may differ from the same step in exact arithmetic: (output, absolute, of any element;
+/// lse, absolute), for query head `head`.
 ///
-/// With u = 2^-24: a score is a dot product of D terms, each rounded at most D + 4 times (the fma chain,
-/// the sum of two halves, the scaling of q), so it is off by at most e = (D + 4) u sum|q k| (log2 domain).
-/// A weight 2^(t - m) is then off by a factor within 1 +- ln2 (e + u |t - m|), as the difference is rounded
-/// once, and by the error of `ex2`; it is rescaled where warps, splits and top-ups are merged: three times.
-/// Each of the `depth` additions rounds once, and each rescaling in the loop (one every 16 additions) is an
-/// `ex2` too. Numerator and denominator of the output are off by that factor each.
+/// With u = 2^-24. **Scores.** In f32 a dot product of D terms, each rounded at most D + 4 times (the fma chain,
+/// the sum of two halves, the scaling of q), so it is off by at most e = (D + 4) u sum|q k| (log2 domain). On
+/// tensor cores products of 16-bit numbers are exact; an `mma` adds 16 of them and the accumulator in an order
+/// and with a rounding that the ISA leaves open. We allow that each of the 17 terms is cut at 2^-23 of the largest
+/// one: 34 u sum|q k| an `mma`, D / 16 of them, then the sum of two chains, the scaling and its factor:
+/// e = (2.2 D + 5) u sum|q k|.
+///
+/// **Weights.** 2^(t - m) is off by a factor within 1 +- ln2 (e + u |t - m|), as the difference is rounded
+/// once, and by the error of `ex2`; it is rescaled where warps, splits and top-ups are merged: three times. The
+/// kernels' m lies up to 14 from the maximum. For the product with V they round each weight to the cache's type:
+/// u16 = 2^-8 (bf16: 8 bits of mantissa), 2^-11 (f16) of the weighted values; f16 weights below 2^-14 by 2^-25,
+/// absolute, where the sum is at least 2^6 (`kernels_gpu::softmax`). The sum itself is of unrounded weights, so
+/// neither lse nor the mass of the stop rule sees this.
+///
+/// **Sums.** Each of `depth` additions rounds once (on tensor cores 2.2 u, as above), and each rescaling in the
+/// loop (at most one every 16 additions) is an `ex2` too. Numerator and denominator of the output are off by
+/// weights and sums each.
 ///
 /// The approximate instructions count with the largest error that the PTX ISA documents for them (9.1,
 /// "Floating Point Instructions"), so that the bound holds on a GPU and not only where they are correctly
 /// rounded: `ex2.approx.ftz.f32` 2 ulp from the correctly rounded result, hence 2.5 ulp; `rcp.approx.ftz.f32`
 /// 1 ulp; `lg2.approx.ftz.f32` 2^-22, absolute in (0.5, 2) and relative elsewhere. Flushed to zero are weights
 /// below 2^-126, which together are less than u of the sum.
-pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: usize) -> (f64, f64) {
+pub fn step_bounds(
+    shape: &Shape,
+    s: &Sequence,
+    head: usize,
+    scale: f64,
+    arithmetic: Arithmetic,
+) -> (f64, f64) {
     let (d, kh) = (shape.head_dim, shape.kv_heads);
     let kv_head = head / shape.group();
     let (q, k, v) = (s.q.to_f64(), s.k.to_f64(), s.v.to_f64());
@@ -318,17 +347,31 @@ pub fn f32_bounds(shape: &Shape, s: &Sequence, head: usize, scale: f64, depth: u
         value = (0..d).map(|c| v[row + c].abs()).fold(value, f64::max);
     }
     let u = (-24f64).exp2();
+    let n = s.tokens as f64;
     // 2.5 ulp, relative: an ulp is at most 2^-23 of the number.
     let ex2 = 2.5 * (-23f64).exp2();
-    let score = (d + 4) as f64 * u * magnitude;
+    let (dot, addition, distance, rounded_weight, depth) = match arithmetic {
+        Arithmetic::F32 => (d as f64 + 4.0, 1.0, 0.0, 0.0, s.tokens),
+        Arithmetic::Kernels { topups } => {
+            let rounded = match shape.dtype {
+                Dtype::Bf16 => (-8f64).exp2(),
+                Dtype::F16 => (-11f64).exp2() + n * (-25f64 - 6.0).exp2(),
+            };
+            (2.2 * d as f64 + 5.0, 2.2, 14.0, rounded, kernel_depth(s.tokens, topups))
+        }
+    };
+    let score = dot * u * magnitude;
     // Weights below 2^-40 are together less than 2^-40 n of the sum.
-    let spread = (top - bottom).clamp(0.0, 40.0);
+    let spread = (top - bottom).clamp(0.0, 40.0) + distance;
     let weight = std::f64::consts::LN_2 * (score + u * spread) + 4.0 * ex2;
-    let n = s.tokens as f64;
-    let sums = depth as f64 * (u + ex2 / 16.0) + n * (-40f64).exp2();
+    let sums = depth as f64 * (addition * u + ex2 / 16.0) + n * (-40f64).exp2();
     let factor = weight + sums;
     // out = o * (1 / l): the reciprocal and one rounding. lse = (m + log2 l) ln 2: the logarithm is at most
-    // log2 n, 2^-22 is 4 u; then a sum, a product and a rounded constant.
+    // log2 n + 14, 2^-22 is 4 u; then a sum, a product and a rounded constant.
     let reciprocal = (-22f64).exp2() + u;
-    ((2.0 * factor + reciprocal) * value, factor + score + 6.0 * u * (top.abs() + n.log2().abs() + 1.0))
+    let logarithm = n.log2().abs() + distance;
+    (
+        (2.0 * factor + reciprocal + rounded_weight) * value,
+        factor + score + 6.0 * u * (top.abs() + logarithm + 1.0),
+    )
 }

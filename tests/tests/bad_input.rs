@@ -376,17 +376,19 @@ fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
         ("quest:", "as in quest:0.4 or quest:64"),
         ("quest:1.5", "above 0 and at most 1"),
         ("oracle:-1", "above 0 and at most 1"),
-        ("certified:0.01", "progressive:M holds a mass"),
-        ("mean:0.1", "planned but not in this version"),
-        ("cuboid:0.1", "planned but not in this version"),
+        ("certified:1", "at least 0 and below 1"),
+        ("certified:", "as in certified:0.05"),
+        ("mean:0", "at least 1"),
+        ("cuboid:1.5", "at most 1"),
     ] {
         let error = text.parse::<Policy>().unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(&format!("policy {text:?}")), "{text:?}: {error}");
     }
-    for text in ["", "0", "3", "1", "8", "2+2", "Box", "2 "] {
+    for text in ["", "0", "3", "16", "4+4", "Box", "2 "] {
         let error = text.parse::<Mirror>().unwrap_err().to_string();
         assert!(
-            error.contains(&format!("mirror {text:?}")) && error.contains("2, 4 (bits) and box"),
+            error.contains(&format!("mirror {text:?}"))
+                && error.contains("use 1, 2, 4, 8 (bits), 2+2 (nested), box"),
             "{error}"
         );
     }

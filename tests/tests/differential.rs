@@ -1,9 +1,9 @@
 //! Three executions agree: reference (f64 where bits are free), CPU, and the shipped PTX on the
 //! emulator with its checkers on. Estimates and plans are equal bit for bit, the blocks read are the
-//! same set, outputs are within the bound of f32 arithmetic.
+//! same set, outputs are within the bound of each one's arithmetic.
 
 use psa::{Budget, Device, Dtype, Forced, Mirror, Policy, Shape};
-use psa_tests::{Outcome, Workload, f32_bounds, kernel_depth, run, run_forced};
+use psa_tests::{Arithmetic, Outcome, Workload, run, run_forced, step_bounds};
 
 fn shape(kv_heads: usize, group: usize, head_dim: usize, dtype: Dtype) -> Shape {
     Shape { layers: 1, q_heads: kv_heads * group, kv_heads, head_dim, dtype }
@@ -21,9 +21,12 @@ fn check(what: &str, workload: &Workload, reference: &Outcome, got: &Outcome) {
         assert_eq!(reference.selection[i], got.selection[i], "{what}, sequence {i}: blocks by rank");
         for h in 0..workload.shape.q_heads {
             let head = &got.heads[i][h / workload.shape.group()];
-            let depth =
-                kernel_depth(s.tokens, head.topups).max(if what.contains("cpu") { s.tokens } else { 0 });
-            let (bound, lse_bound) = f32_bounds(&workload.shape, s, h, scale, depth);
+            let arithmetic = if what.starts_with("emulator") {
+                Arithmetic::Kernels { topups: head.topups }
+            } else {
+                Arithmetic::F32
+            };
+            let (bound, lse_bound) = step_bounds(&workload.shape, s, h, scale, arithmetic);
             let d = workload.shape.head_dim;
             for c in 0..d {
                 let (want, have) = (reference.out[i][h * d + c], got.out[i][h * d + c]);

@@ -70,7 +70,6 @@ fn empty_plan(m: &mut Memory) -> (Vec<Launch>, [u64; 3]) {
     let mass_read = m.upload(&[f32::NAN], "mass");
     let attend = attend::attend::launch::<f16>(
         D,
-        1,
         [1, 1, 1],
         attend::attend::Args {
             q: DevicePtr::from_raw(q),
@@ -93,7 +92,6 @@ fn empty_plan(m: &mut Memory) -> (Vec<Launch>, [u64; 3]) {
     );
     let merge = merge::merge::launch::<f16>(
         D,
-        1,
         [1, 1, 1],
         merge::merge::Args {
             q: DevicePtr::from_raw(q),
@@ -144,7 +142,7 @@ fn a_launch_with_the_wrong_block_is_refused_with_its_parameters() {
     let (mut launches, _) = empty_plan(&mut m);
     launches[0].block = [64, 1, 1];
     let text = m.0.launch(&launches[0]).unwrap_err().to_string();
-    for part in ["attend_f16_d64_g1", "block [64, 1, 1]", "scale=0.125", "128"] {
+    for part in ["attend_f16_d64", "block [64, 1, 1]", "scale=0.125", "128"] {
         assert!(text.contains(part), "{part}: {text}");
     }
 }

@@ -8,7 +8,7 @@
 
 use half::f16;
 use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, KvCache, Mirror, Policy, SequenceId, Shape};
-use psa_tests::{Sequence, Tensor, f32_bounds, kernel_depth};
+use psa_tests::{Arithmetic, Sequence, Tensor, step_bounds};
 use safetensors::SafeTensors;
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -162,8 +162,8 @@ fn f64_bound(_: usize, _: usize, _: usize) -> (f64, f64) {
     (1e-12, 1e-12)
 }
 
-/// The bound of a step in f32 that adds `depth` weights in a row.
-fn f32_bound(depth: usize) -> impl Fn(usize, usize, usize) -> (f64, f64) {
+/// The bound of a step.
+fn bound(arithmetic: Arithmetic) -> impl Fn(usize, usize, usize) -> (f64, f64) {
     move |i, query, h| {
         let tokens = CONTEXT - QUERIES + query + 1;
         let case = &TRACES[i];
@@ -173,7 +173,7 @@ fn f32_bound(depth: usize) -> impl Fn(usize, usize, usize) -> (f64, f64) {
             v: Tensor::F16(case.v[..tokens * D].to_vec()),
             q: Tensor::F16(case.query(query).collect()),
         };
-        f32_bounds(&SHAPE, &sequence, h, SCALE, depth)
+        step_bounds(&SHAPE, &sequence, h, SCALE, arithmetic)
     }
 }
 
@@ -202,20 +202,20 @@ fn the_reference_gives_the_stored_outputs() {
 fn the_cpu_gives_the_stored_outputs() {
     let steps = decode(&Device::cpu(), Mirror::Bits2, Policy::Dense, queries());
     // The order of the cpu's additions is its own business: as if all were in a row.
-    assert_eq!(first_difference(&steps, f32_bound(CONTEXT)), None);
+    assert_eq!(first_difference(&steps, bound(Arithmetic::F32)), None);
 }
 
 #[test]
 fn the_kernels_give_the_stored_outputs() {
     let steps = decode(&Device::emulator(), Mirror::Bits2, Policy::Dense, LAST);
-    assert_eq!(first_difference(&steps, f32_bound(kernel_depth(CONTEXT, 0))), None);
+    assert_eq!(first_difference(&steps, bound(Arithmetic::Kernels { topups: 0 })), None);
 }
 
 #[test]
 fn a_sparse_step_is_not_taken_for_the_stored_outputs() {
     // Reading 70 % of the mass is far outside the bound of f32 arithmetic.
     let steps = decode(&Device::cpu(), Mirror::Bits2, Policy::TopP { mass: 0.7 }, LAST);
-    assert!(first_difference(&steps, f32_bound(CONTEXT)).is_some());
+    assert!(first_difference(&steps, bound(Arithmetic::F32)).is_some());
 }
 
 #[test]

@@ -238,7 +238,7 @@ mod tests {
     #[test]
     fn an_ncu_report_becomes_records_and_its_messages_do_not() {
         let csv = "==PROF== Connected\n\"ID\",\"Kernel Name\",\"Grid Size\",\"Metric Name\",\"Metric Unit\",\"Metric Value\"\n\
-                   \"0\",\"attend_bf16_d128_g4\",\"(64, 8, 16)\",\"dram__bytes_read.sum\",\"Mbyte\",\"1,234.5\"\n==PROF== done\n";
+                   \"0\",\"attend_bf16_d128\",\"(64, 8, 16)\",\"dram__bytes_read.sum\",\"Mbyte\",\"1,234.5\"\n==PROF== done\n";
         let records = ncu(csv);
         assert_eq!(records.len(), 1);
         assert_eq!((&records[0]["value"], &records[0]["grid"]), (&1234.5.into(), &"(64, 8, 16)".into()));

@@ -33,7 +33,7 @@ fn a_wrong_kernel_is_found_and_named() {
     let driver = Emulated::with_ptx(EmulatedOptions::default(), &ptx).unwrap();
     let outcome = check::run(&Target::new(Box::new(driver)), &options(Extent::Smoke));
     assert!(!outcome.good());
-    let merge = outcome.kernels.iter().find(|k| k.kernel == "merge_bf16_d128_g4").unwrap();
+    let merge = outcome.kernels.iter().find(|k| k.kernel == "merge_bf16_d128").unwrap();
     assert!(merge.passed < merge.tried && merge.failures[0].contains("lse"), "{merge:?}");
     let plan = outcome.kernels.iter().find(|k| k.kernel == "plan_n8192").unwrap();
     assert_eq!(plan.passed, plan.tried, "a kernel that runs alone is not blamed");

@@ -21,10 +21,12 @@ const DENSE_ERROR: f64 = 1e-3;
 #[command(
     after_help = "Examples:\n  psa eval --traces tests/data/traces.safetensors\n  psa eval --traces T --policy \
     progressive:0.95 --mirror 4 --json\n  psa eval --traces T --policy quest:0.4 --policy top-k:64 --case case3 --queries 8\n\n\
-    Policies: dense, top-k:F, top-p:M, progressive:M, quest:F, oracle:M. F is a fraction of the blocks (with a decimal\n\
-    point) or a number of blocks, M a share of the softmax mass.\n\n\
+    Policies: dense, top-k:F, top-p:M, progressive:M, certified:E, quest:F, mean:F, cuboid:F, oracle:M. F is a\n\
+    fraction of the blocks (with a decimal point) or a number of blocks, M a share of the softmax mass, E the\n\
+    largest share that may be missed.\n\n\
     Units: kv_fraction, metadata_fraction and missed_mass are shares of 1; the table shows the first two in per cent.\n\
-    certified_fraction is null: no policy of this version certifies a bound."
+    certified_fraction, missed_bound, output_bound and bound_violations are null but for certified:E.\n\
+    Exit code 1 where dense attention is not the recorded one, or a bound is below the truth."
 )]
 pub struct EvalArgs {
     /// A psa-traces-v1 file; its JSON lies beside it
@@ -54,7 +56,7 @@ pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
     let truths = truths.collect::<Result<Vec<_>, _>>()?;
     let pairs: Vec<_> = cases.iter().copied().zip(&truths).collect();
     let entrants: Vec<Entrant> =
-        policies(args).into_iter().map(|policy| Entrant::new(policy, args.replay.mirror)).collect();
+        policies(args).into_iter().map(|policy| args.replay.entrant(policy)).collect();
     let options = ReplayOptions {
         device: device.clone(),
         forced: args.replay.forced(),
@@ -105,6 +107,16 @@ fn judge(records: &[Record]) -> Verdict {
             verdict = Verdict::Bad;
         }
     }
+    for record in records.iter().filter(|record| record.bound_violations.is_some_and(|n| n > 0)) {
+        eprintln!(
+            "bad: {} on {}: the true missed mass is above its certified bound in {} cases; this is a bug, please \
+             report it",
+            record.policy,
+            record.case,
+            record.bound_violations.unwrap_or(0)
+        );
+        verdict = Verdict::Bad;
+    }
     verdict
 }
 
@@ -126,6 +138,7 @@ fn human_table(records: &[Record]) -> String {
             "max",
             "lse err max",
             "top-ups %",
+            "certified %",
             "time ms",
         ],
     );
@@ -145,6 +158,7 @@ fn human_table(records: &[Record]) -> String {
             error(record.output_error.max),
             error(record.lse_error.max),
             percent(record.topup_fraction),
+            record.certified_fraction.map_or_else(|| "-".to_owned(), percent),
             format!("{:.1}", record.wall_ms),
         ]);
     }

@@ -2,20 +2,22 @@
 
 use clap::Args;
 use kernels_gpu::layout::MAX_BLOCKS;
-use psa::{Forced, Mirror};
+use psa::eval::Entrant;
+use psa::{Forced, Mirror, Policy};
 
 use super::Backend;
 
 /// How a cache is made and replayed.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
-    /// Bits of the key mirror that blocks are ranked by: 2 or 4. Quest always uses its boxes
-    #[arg(long, value_name = "BITS", default_value = "2")]
+    /// What blocks are ranked by: keys of 1, 2, 4 or 8 bits, 2+2 (nested), or box, mean, cuboid, mean-variance,
+    /// representatives. Quest, mean and cuboid always use their own
+    #[arg(long, value_name = "MIRROR", default_value = "2")]
     pub mirror: Mirror,
-    /// Tokens of a block, the unit of selection: 16 in this version
+    /// Tokens that are selected together: 16, 32 or 64
     #[arg(long, value_name = "TOKENS", default_value = "16", value_parser = parse_unit)]
     pub unit: usize,
-    /// Tokens that share a quantisation step: 64 in this version
+    /// Tokens that share a quantisation step: 32, 64, 128 or 256
     #[arg(long, value_name = "TOKENS", default_value = "64", value_parser = parse_quant_group)]
     pub quant_group: usize,
     /// First blocks of a sequence that are always read
@@ -46,20 +48,29 @@ impl ReplayArgs {
     pub fn forced(&self) -> Forced {
         Forced { sink: self.sink, recent: self.recent }
     }
+
+    /// A policy with these options.
+    pub fn entrant(&self, policy: Policy) -> Entrant {
+        Entrant { quant_group: self.quant_group, unit: self.unit, ..Entrant::new(policy, self.mirror) }
+    }
 }
 
 fn parse_unit(text: &str) -> Result<usize, String> {
     match text {
         "16" => Ok(16),
-        "32" | "64" => Err("planned but not in this version; blocks have 16 tokens".into()),
-        _ => Err("blocks have 16 tokens".into()),
+        "32" => Ok(32),
+        "64" => Ok(64),
+        _ => Err("use 16, 32 or 64".into()),
     }
 }
 
 fn parse_quant_group(text: &str) -> Result<usize, String> {
     match text {
+        "32" => Ok(32),
         "64" => Ok(64),
-        _ => Err("not in this version; 64 tokens share a quantisation step".into()),
+        "128" => Ok(128),
+        "256" => Ok(256),
+        _ => Err("use 32, 64, 128 or 256".into()),
     }
 }
 

@@ -10,9 +10,9 @@ use super::lanes::Lanes;
 use super::{Queries, Step, by_format};
 use crate::element::Format;
 use crate::store::HeadView;
-use kernels_gpu::attend::NOTHING;
+
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, splits};
-use kernels_gpu::numeric::{exp2, finite_score, fma};
+use kernels_gpu::numeric::{NOTHING, exp2, finite_score, fma};
 use rayon::prelude::*;
 
 /// What a stream of blocks has given, for each query head of a group.

@@ -5,16 +5,19 @@ use super::attend::{Part, attend_blocks};
 use super::isa::per_isa;
 use super::lanes::Lanes;
 use super::plan::{LogMass, Planned};
-use kernels_gpu::layout::TOPUP_CHUNK;
+use crate::certificate;
+use kernels_gpu::layout::{MAX_GROUP, TOPUP_CHUNK};
 use kernels_gpu::numeric::{believed_mass, enough, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
 
 /// When to stop.
 #[derive(Clone, Copy)]
-pub(super) struct Stop {
+pub(super) struct Stop<'a> {
     /// Share of the mass to reach; 0 switches the test off.
     pub mass: f32,
     /// Most blocks to read.
     pub limit: usize,
+    /// Where the share is to be certain: by how much scores may be off; masses are then upper bounds.
+    pub rounding: Option<&'a [f32; MAX_GROUP]>,
 }
 
 /// Where the results of one (sequence, KV head) go.
@@ -36,7 +39,7 @@ pub(super) fn merge(
     planned: Planned,
     order: &[u32],
     log_mass: LogMass<'_>,
-    stop: Stop,
+    stop: Stop<'_>,
     results: Results<'_>,
 ) {
     let group = step.queries.group;
@@ -44,9 +47,20 @@ pub(super) fn merge(
     let Planned { mut count, peak, mut rest } = planned;
     let mut state = combine(step, parts.iter());
     let mut topups = 0;
+    let blocks = step.view.blocks();
+    // The certain mass of a head.
+    let certain = |z: f32, rest: u64, g: usize, count: usize| {
+        let rounding = stop.rounding.map(|rounding| rounding[g])?;
+        Some(1.0 - certificate::missed(z as f64, rest, blocks - count, count, rounding))
+    };
     while count < stop.limit {
-        let satisfied = (0..group)
-            .all(|g| enough(relative_mass(state.m[g], state.l[g], peak[g]), rest_mass(rest[g]), stop.mass));
+        let satisfied = (0..group).all(|g| {
+            let z = relative_mass(state.m[g], state.l[g], peak[g]);
+            match certain(z, rest[g], g, count) {
+                Some(mass) => mass >= stop.mass as f64,
+                None => enough(z, rest_mass(rest[g]), stop.mass),
+            }
+        });
         if satisfied {
             break;
         }
@@ -68,7 +82,11 @@ pub(super) fn merge(
             *out = o * inverse;
         }
         results.lse[g] = if l > 0.0 { (m + log2(l)) * std::f32::consts::LN_2 } else { f32::NEG_INFINITY };
-        results.mass[g] = believed_mass(relative_mass(m, l, peak[g]), rest_mass(rest[g]));
+        let z = relative_mass(m, l, peak[g]);
+        results.mass[g] = match certain(z, rest[g], g, count) {
+            Some(mass) => -certificate::round_up(-mass),
+            None => believed_mass(z, rest_mass(rest[g])),
+        };
     }
     results.read[0] = count as u32;
     results.read[1] = topups;

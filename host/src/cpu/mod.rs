@@ -20,21 +20,25 @@ pub use isa::Isa;
 use crate::Error;
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::element::widen;
+use crate::estimator::{Estimator, estimator};
 use crate::pool::{TableChange, Tables};
 use crate::reference::plan::Limits;
 use crate::reference::truth;
 use crate::store::{HeadView, HostStore};
 use kernels_gpu::layout::MAX_GROUP;
 use kernels_gpu::numeric::LOG2_E;
+use plan::Goal;
 use rayon::prelude::*;
 
 /// The CPU backend.
-#[derive(Debug)]
 pub struct Cpu {
     store: HostStore,
+    estimator: Box<dyn Estimator>,
     isa: Isa,
     /// `[B, KH, G, blocks]` of the current step.
     log_mass: Vec<f32>,
+    /// Upper bounds `[B, KH, G, blocks]` of the current step, where it needs them.
+    bound: Vec<f32>,
     /// `[B, KH, blocks]` of the current step.
     order: Vec<u32>,
 }
@@ -84,8 +88,9 @@ impl Cpu {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn with_isa(spec: &BackendSpec, isa: Isa) -> Result<Cpu, Error> {
-        let store = HostStore::new("cpu", spec.shape, spec.mirror.kind(), spec.slots, spec.pages)?;
-        Ok(Cpu { store, isa, log_mass: vec![], order: vec![] })
+        let store = HostStore::new("cpu", spec.shape, spec.format, spec.slots, spec.pages)?;
+        let estimator = estimator(spec.format, &spec.shape);
+        Ok(Cpu { store, estimator, isa, log_mass: vec![], bound: vec![], order: vec![] })
     }
 }
 
@@ -99,7 +104,7 @@ impl Backend for Cpu {
     }
 
     fn append(&mut self, tables: &Tables, step: &AppendStep<'_>) -> Result<(), Error> {
-        append::append(self.isa, &mut self.store, tables, step);
+        append::append(self.isa, &mut self.store, &*self.estimator, tables, step);
         Ok(())
     }
 
@@ -117,7 +122,14 @@ impl Backend for Cpu {
         let rows = step.seqs.len() * shape.kv_heads;
         self.order.resize(self.order.len().max(rows * width), 0);
         self.log_mass.resize(self.log_mass.len().max(rows * group * width), 0.0);
-        let (store, isa) = (&self.store, self.isa);
+        let bounds = if step.ranking == Ranking::Bound { rows * group * width } else { 0 };
+        self.bound.resize(self.bound.len().max(bounds), 0.0);
+        let (store, estimator, isa) = (&self.store, &*self.estimator, self.isa);
+        // Where no bounds are needed every row gets an empty part.
+        let mut bound_rows: Vec<&mut [f32]> = match bounds {
+            0 => (0..rows).map(|_| &mut [][..]).collect(),
+            _ => self.bound[..bounds].chunks_mut(group * width).collect(),
+        };
         let spread = rows < rayon::current_num_threads();
 
         (self.order[..rows * width].par_chunks_mut(width))
@@ -126,9 +138,11 @@ impl Backend for Cpu {
             .zip(result.lse.par_chunks_mut(group))
             .zip(result.mass.par_chunks_mut(group))
             .zip(result.read.par_chunks_mut(2))
+            .zip(result.metadata.par_iter_mut())
+            .zip(bound_rows.par_iter_mut())
             .zip(step.q.bits().par_chunks(group * d))
             .enumerate()
-            .for_each(|(row, ((((((order, log_mass), out), lse), mass), read), q))| {
+            .for_each(|(row, ((((((((order, log_mass), out), lse), mass), read), metadata), bound), q))| {
                 let (b, h) = (row / shape.kv_heads, row % shape.kv_heads);
                 let tokens = step.lens[b] as usize;
                 let view = store.view(tables, step.seqs[b] as usize, step.layer, h, tokens);
@@ -138,13 +152,32 @@ impl Backend for Cpu {
                     *to = widen(shape.dtype, from) * step.scale * LOG2_E;
                 }
                 let queries = Queries { scaled, group };
-                let limits = Limits { tokens, sink: step.sink as usize, recent: step.recent as usize };
+                let limits = Limits {
+                    tokens,
+                    sink: step.sink as usize,
+                    recent: step.recent as usize,
+                    group: store.format.blocks(),
+                    unit: step.unit,
+                    floor: step.floor[b] as usize,
+                };
+                let mut rounding = [0.0f32; MAX_GROUP];
+                *metadata = 0;
                 let planned = match step.ranking {
                     Ranking::Identity => plan::identity(view.blocks(), order),
                     Ranking::Mirror => {
-                        score::score(isa, &view, queries, width, log_mass);
+                        let scores = score::Scores { log_mass, width, bounds: None };
+                        *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
                         let log_mass = plan::LogMass { rows: log_mass, width, group };
-                        plan::plan(isa, log_mass, limits, step.target, step.budget[b], order)
+                        plan::plan(isa, log_mass, limits, Goal::of_target(step.target), step.budget[b], order)
+                    }
+                    Ranking::Bound => {
+                        let bounds = Some((&mut **bound, &mut rounding[..]));
+                        let scores = score::Scores { log_mass, width, bounds };
+                        *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
+                        let estimate = plan::LogMass { rows: log_mass, width, group };
+                        let bound = plan::LogMass { rows: bound, width, group };
+                        let goal = Goal::Certain(step.target, estimate);
+                        plan::plan(isa, bound, limits, goal, step.budget[b], order)
                     }
                     Ranking::TrueMass(mass) => {
                         let q: Vec<f32> = q.iter().map(|&x| widen(shape.dtype, x)).collect();
@@ -162,8 +195,10 @@ impl Backend for Cpu {
                 let part = Step { view, queries, isa };
                 let parts = attend::attend(part, &order[..planned.count], spread);
                 let limit = (step.budget[b] as usize).min(view.blocks());
-                let log_mass = plan::LogMass { rows: log_mass, width, group };
-                let stop = merge::Stop { mass: step.mass, limit };
+                let certain = step.ranking == Ranking::Bound;
+                let ranked: &[f32] = if certain { bound } else { log_mass };
+                let log_mass = plan::LogMass { rows: ranked, width, group };
+                let stop = merge::Stop { mass: step.mass, limit, rounding: certain.then_some(&rounding) };
                 merge::merge(
                     part,
                     &parts,
@@ -182,16 +217,17 @@ impl Backend for Cpu {
                     .copy_from_slice(&self.order[row * width..][..width]);
             }
             if step.ranking != Ranking::Identity {
+                let ranked = if step.ranking == Ranking::Bound { &self.bound } else { &self.log_mass };
                 for row in 0..rows * group {
                     record.log_mass[row * max_blocks..][..width]
-                        .copy_from_slice(&self.log_mass[row * width..][..width]);
+                        .copy_from_slice(&ranked[row * width..][..width]);
                 }
             }
         }
         Ok(())
     }
 
-    fn ranks_by_true_mass(&self) -> bool {
+    fn knows_everything(&self) -> bool {
         true
     }
 }

@@ -4,7 +4,7 @@ use super::isa::{Isa, per_isa};
 use super::lanes::Lanes;
 use crate::reference::plan::{Limits, Plan};
 use kernels_gpu::layout::MAX_GROUP;
-use kernels_gpu::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal};
+use kernels_gpu::numeric::{TARGET_BITS, block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal};
 
 /// log2 masses `[group, width]`.
 #[derive(Clone, Copy)]
@@ -48,12 +48,30 @@ pub(super) fn identity(blocks: usize, order: &mut [u32]) -> Planned {
     Planned { count: blocks, peak: [0.0; MAX_GROUP], rest: [0; MAX_GROUP] }
 }
 
+/// As [`crate::reference::plan::Goal`].
+#[derive(Clone, Copy)]
+pub(super) enum Goal<'a> {
+    /// The budget.
+    Budget,
+    /// A share of every head's estimated mass.
+    Estimated(u32),
+    /// A share of the estimated mass read and the bound of the rest.
+    Certain(u32, LogMass<'a>),
+}
+
+impl Goal<'_> {
+    /// [`Goal::Estimated`], or the budget where the target is 0.
+    pub(super) fn of_target(target: u32) -> Goal<'static> {
+        if target == 0 { Goal::Budget } else { Goal::Estimated(target) }
+    }
+}
+
 /// As [`crate::reference::plan::plan`].
 pub(super) fn plan(
     isa: Isa,
     log_mass: LogMass<'_>,
     limits: Limits,
-    target: u32,
+    goal: Goal<'_>,
     budget: u32,
     order: &mut [u32],
 ) -> Planned {
@@ -63,39 +81,63 @@ pub(super) fn plan(
     let mut total = [0u64; MAX_GROUP];
     // [group, blocks]
     let mut masses = vec![0u32; group * blocks];
-    let mut ranks = vec![0.0f32; blocks];
+    let unit = limits.unit;
+    let mut ranks = vec![0.0f32; limits.units()];
+    // Of units with more than one block.
+    let mut sums = vec![0u64; if unit > 1 { limits.units() } else { 0 }];
     if blocks > 0 {
         for (g, masses) in masses.chunks_mut(blocks).enumerate() {
             (planned.peak[g], total[g]) = fixed_masses(isa, &log_mass.head(g)[..blocks], masses);
-            add_shares(isa, masses, reciprocal(total[g] as f32), &mut ranks);
+            let inverse = reciprocal(total[g] as f32);
+            if unit == 1 {
+                add_shares(isa, masses, inverse, &mut ranks);
+            } else {
+                for (sum, masses) in sums.iter_mut().zip(masses.chunks(unit)) {
+                    *sum = masses.iter().map(|&mass| mass as u64).sum();
+                }
+                for (rank, &sum) in ranks.iter_mut().zip(&sums) {
+                    *rank = fma(sum as f32, inverse, *rank);
+                }
+            }
         }
     }
     let mass = |g: usize, b: u32| masses[g * blocks + b as usize] as u64;
 
     let mut keys: Vec<u64> =
-        ranks.iter().enumerate().map(|(b, &rank)| rank_key(limits.forced(b), rank, b as u32)).collect();
+        ranks.iter().enumerate().map(|(u, &rank)| rank_key(limits.forced_unit(u), rank, u as u32)).collect();
     keys.sort_unstable_by(|a, b| b.cmp(a));
-    for (to, key) in order.iter_mut().zip(keys) {
-        *to = block_of_key(key);
+    let ranked = keys.into_iter().flat_map(|key| limits.blocks_of(block_of_key(key) as usize));
+    for (to, block) in order.iter_mut().zip(ranked) {
+        *to = block as u32;
     }
     let order = &mut order[..blocks];
 
     let budget = budget as usize;
-    let wanted = if target == 0 {
-        budget
-    } else {
-        let prefix = |g: usize| {
-            let needed = needed_mass(total[g], target);
-            let mut sum = 0u64;
-            let reached = order.iter().position(|&b| {
-                sum += mass(g, b);
-                sum >= needed
-            });
-            reached.map_or(blocks, |i| i + 1)
+    let prefix = |g: usize| {
+        let mut sum = 0u64;
+        let reached = match goal {
+            Goal::Budget => return budget,
+            Goal::Estimated(target) => {
+                let needed = needed_mass(total[g], target);
+                order.iter().position(|&b| {
+                    sum += mass(g, b);
+                    sum >= needed
+                })
+            }
+            Goal::Certain(target, estimate) => {
+                let (estimate, peak, mut rest) = (estimate.head(g), planned.peak[g], total[g]);
+                order.iter().position(|&b| {
+                    sum += fixed_mass(estimate[b as usize], peak) as u64;
+                    rest -= mass(g, b);
+                    sum * ((1 << TARGET_BITS) - target) as u64 >= rest * target as u64
+                })
+            }
         };
-        (0..group).map(prefix).max().unwrap_or(0).min(budget)
+        reached.map_or(blocks, |i| i + 1)
     };
-    planned.count = wanted.max(limits.forced_blocks()).min(blocks);
+    let wanted = (0..group).map(prefix).max().unwrap_or(0).min(budget);
+    let wanted = wanted.max(limits.floor).max(limits.forced_blocks()).min(blocks);
+    planned.count = limits.whole_units(order, wanted);
     for (g, rest) in planned.rest[..group].iter_mut().enumerate() {
         *rest = total[g] - order[..planned.count].iter().map(|&b| mass(g, b)).sum::<u64>();
     }

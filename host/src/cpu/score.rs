@@ -1,145 +1,350 @@
 //! score: the log2 mass of every block for every query head of a group, with the reference's bits.
 //!
-//! A page's codes are unpacked once for all heads of the group, into 16-bit integers `[4][64][D / 4]` that
-//! meet 16-bit weights: first the lowest two bits of every byte, then the next two. Integer sums do not care
-//! about the order of channels, so only the weights have to follow it ([`position`]).
+//! A page's codes are unpacked once for all heads of the group, 64 tokens at a time, into 16-bit integers
+//! `[4][64][D / 4]` that meet 16-bit weights: of planes of 2 bits first the lowest two bits of every byte, then the
+//! next two. Integer sums do not care about the order of channels, so only the weights have to follow it
+//! ([`position`]). Boxes have a fast path of their own; the other summaries go through [`Estimator`].
+//!
+//! A nested page is looked at twice, as the reference defines it: the coarse plane of all blocks, then all planes
+//! of those that may matter.
 
 use super::isa::{Isa, per_isa};
 use super::lanes::{Codes, Lanes};
 use super::{Queries, by_format};
+use crate::Mirror;
 use crate::element::{F16, Format};
+use crate::estimator::planes::{bound, coarse_score, nested_bound, spread};
+use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, upper};
+use crate::reference::score::{matters, open_rounding, threshold};
 use crate::store::HeadView;
-use kernels_gpu::layout::{
-    BLOCK, BLOCKS_PER_GROUP, MAX_GROUP, MirrorKind, QUANT_GROUP, box_offset, plane_offset, plane_row_bytes,
-    step_offset,
-};
+use kernels_gpu::layout::{BLOCK, MAX_GROUP, box_offset, plane_row_bytes, step_offset};
 use kernels_gpu::numeric::{Unit, exp2, finite_score, fma, log2};
 
-/// Scores all blocks; log_mass: `[group, width]`.
-pub(super) fn score(isa: Isa, view: &HeadView<'_>, queries: Queries<'_>, width: usize, log_mass: &mut [f32]) {
-    by_format!(view, score_row(isa, view, queries, width, log_mass));
+/// Tokens whose codes are unpacked at a time.
+const CHUNK: usize = 64;
+
+/// Where scores go; rows are `width` long.
+pub(super) struct Scores<'a> {
+    /// `[group, width]`
+    pub log_mass: &'a mut [f32],
+    pub width: usize,
+    /// Upper bounds `[group, width]` and what a score may be off by `[group]`, where asked for.
+    pub bounds: Option<(&'a mut [f32], &'a mut [f32])>,
+}
+
+/// Scores all blocks; returns the mirror bytes read.
+pub(super) fn score(
+    isa: Isa,
+    view: &HeadView<'_>,
+    estimator: &dyn Estimator,
+    queries: Queries<'_>,
+    mut scores: Scores<'_>,
+) -> usize {
+    by_format!(view, score_row(isa, view, estimator, queries, &mut scores))
 }
 
 per_isa! {
-    fn score_row[F: Format, const D: usize][F, D](view: &HeadView<'_>, queries: Queries<'_>, width: usize, log_mass: &mut [f32])
-        = score_row_body;
+    fn score_row[F: Format, const D: usize][F, D](
+        view: &HeadView<'_>, estimator: &dyn Estimator, queries: Queries<'_>, scores: &mut Scores<'_>,
+    ) -> usize = score_row_body;
 }
 
 #[inline(always)]
 fn score_row_body<L: Lanes, F: Format, const D: usize>(
     view: &HeadView<'_>,
+    estimator: &dyn Estimator,
     queries: Queries<'_>,
-    width: usize,
-    log_mass: &mut [f32],
-) {
+    scores: &mut Scores<'_>,
+) -> usize {
+    let (format, width) = (view.format(), scores.width);
+    let (pages, per_page) = (view.full_groups(), view.format().blocks());
     let queries = queries.scaled.as_chunks::<D>().0;
-    match view.mirror_kind() {
-        MirrorKind::Planes(planes) => {
-            let mut permuted = [[0.0f32; D]; MAX_GROUP];
-            for (to, from) in permuted.iter_mut().zip(queries) {
-                for c in 0..D {
-                    to[position::<D>(c)] = from[c];
-                }
-            }
-            for group in 0..view.full_groups() {
-                let page = view.page(group);
-                match planes {
-                    1 => score_page::<L, D, 1>(page, queries, &permuted, group, width, log_mass),
-                    _ => score_page::<L, D, 2>(page, queries, &permuted, group, width, log_mass),
-                }
-            }
-        }
-        MirrorKind::Box => {
-            for group in 0..view.full_groups() {
-                score_boxes::<F, D>(view.page(group), queries, group, width, log_mass);
+    let bits = format.mirror.bits().map(|bits| bits as usize);
+    let mut permuted = [[0.0f32; D]; MAX_GROUP];
+    if let Some(bits) = bits {
+        for (to, from) in permuted.iter_mut().zip(queries) {
+            for c in 0..D {
+                to[position::<D>(bits, c)] = from[c];
             }
         }
     }
-    for block in view.full_groups() * BLOCKS_PER_GROUP..view.blocks() {
-        score_open::<L, F, D>(view.block_keys(block), queries, block, width, log_mass);
+    let nested = format.mirror == Mirror::Nested;
+    let planes = bits.map_or(0, |bits| bits.div_ceil(2));
+
+    for group in 0..pages {
+        let page = view.page(group);
+        match bits {
+            Some(bits) => {
+                let page = Page { bytes: page, bits, tokens: format.group };
+                let used = if nested { 1 } else { planes };
+                let target = Target { first: group * per_page, width, only: None };
+                score_page::<L, D>(page, used, queries, &permuted, target, scores.log_mass);
+            }
+            None if format.mirror == Mirror::Box => {
+                score_boxes::<F, D>(page, queries, group * per_page, width, scores.log_mass);
+            }
+            None => {
+                for (g, query) in queries.iter().enumerate() {
+                    let masses = &mut scores.log_mass[g * width + group * per_page..][..per_page];
+                    estimator.masses(page, query, masses);
+                }
+            }
+        }
+    }
+    for block in view.described_blocks()..view.blocks() {
+        score_open::<L, F, D>(view.block_keys(block), queries, block, width, scores.log_mass);
+    }
+
+    // [group, pages]
+    let mut bounds: Vec<Bound> = vec![];
+    if scores.bounds.is_some() {
+        for query in queries {
+            bounds.extend((0..pages).map(|group| page_bound::<D>(view, estimator, group, query)));
+        }
+    }
+    let mut metadata = pages * format.first_bytes(D);
+    let mut fine = vec![false; view.blocks()];
+    if nested {
+        for (g, query) in queries.iter().enumerate() {
+            let row = &scores.log_mass[g * width..][..view.blocks()];
+            let threshold = threshold(row);
+            for group in 0..pages {
+                let doubt = match bounds.get(g * pages + group) {
+                    Some(bound) => bound.slack,
+                    None => DOUBT * spread(&halves::<D>(view.page(group), step_offset(D)), query),
+                };
+                for block in group * per_page..(group + 1) * per_page {
+                    fine[block] |= matters(row[block], doubt, threshold);
+                }
+            }
+        }
+        for group in 0..pages {
+            let only = &fine[group * per_page..][..per_page];
+            let wanted = only.iter().filter(|&&fine| fine).count();
+            if wanted > 0 {
+                let page = Page { bytes: view.page(group), bits: 4, tokens: format.group };
+                let target = Target { first: group * per_page, width, only: Some(only) };
+                score_page::<L, D>(page, planes, queries, &permuted, target, scores.log_mass);
+                metadata += wanted * format.fine_bytes(D);
+            }
+        }
+    }
+    if let Some((uppers, roundings)) = &mut scores.bounds {
+        for (g, query) in queries.iter().enumerate() {
+            let bounds = &bounds[g * pages..][..pages];
+            let mut rounding = bounds.iter().fold(0.0f32, |m, b| if b.rounding > m { b.rounding } else { m });
+            for block in view.described_blocks()..view.blocks() {
+                for key in view.block_keys(block).as_chunks::<D>().0 {
+                    rounding =
+                        open_rounding(rounding, key.iter().map(|&k| F::widen(k)).zip(query.iter().copied()));
+                }
+            }
+            let row = &scores.log_mass[g * width..][..view.blocks()];
+            for (block, (to, &mass)) in uppers[g * width..].iter_mut().zip(row).enumerate() {
+                let slack = match bounds.get(block / per_page) {
+                    Some(bound) if fine[block] => bound.fine_slack,
+                    Some(bound) => bound.slack,
+                    None => rounding + FUNCTIONS,
+                };
+                *to = upper(mass, slack);
+            }
+            roundings[g] = rounding;
+        }
+    }
+    metadata
+}
+
+#[inline(always)]
+fn page_bound<const D: usize>(
+    view: &HeadView<'_>,
+    estimator: &dyn Estimator,
+    group: usize,
+    query: &[f32; D],
+) -> Bound {
+    let (page, mirror) = (view.page(group), view.format().mirror);
+    match mirror.bits() {
+        Some(bits) => {
+            let (zeros, steps) = (halves::<D>(page, 0), halves::<D>(page, step_offset(D)));
+            if mirror == Mirror::Nested {
+                nested_bound(&zeros, &steps, query)
+            } else {
+                bound(&zeros, &steps, query, bits as usize)
+            }
+        }
+        None => estimator.bound(page, query),
     }
 }
 
-/// Where the weight of channel `c` is in `[4][D / 4]`: by the two bits of its byte, then by byte.
+/// Where the weight of channel `c` is in `[4][D / 4]`: by its place in its byte, then by byte. A byte of a 1-bit
+/// plane has eight places: the upper four come in the second half of each row.
 #[inline(always)]
-const fn position<const D: usize>(c: usize) -> usize {
-    c % 16 / 4 * (D / 4) + c / 16 * 4 + c % 4
+const fn position<const D: usize>(bits: usize, c: usize) -> usize {
+    if bits == 1 {
+        let (byte, place) = (c / 32 * 4 + c % 4, c % 32 / 4);
+        place % 4 * (D / 4) + place / 4 * (D / 8) + byte
+    } else {
+        c % 16 / 4 * (D / 4) + c / 16 * 4 + c % 4
+    }
+}
+
+/// A page of planes.
+#[derive(Clone, Copy)]
+struct Page<'a> {
+    bytes: &'a [u8],
+    bits: usize,
+    tokens: usize,
+}
+
+/// Where a page's masses go: rows of `width`, from block `first` on, some of them.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    first: usize,
+    width: usize,
+    only: Option<&'a [bool]>,
+}
+
+/// Zeros or steps of a page.
+#[inline(always)]
+fn halves<const D: usize>(page: &[u8], at: usize) -> [f32; D] {
+    let mut x = [0.0f32; D];
+    for (x, b) in x.iter_mut().zip(page[at..][..2 * D].as_chunks::<2>().0) {
+        *x = F16::widen(u16::from_le_bytes(*b));
+    }
+    x
+}
+
+/// A query head against a page: its unit, weights by [`position`], and the sum of query times zero.
+#[derive(Clone, Copy)]
+struct Head<const D: usize> {
+    unit: Unit,
+    zero: f32,
+    weights: [i16; D],
+    all: i32,
 }
 
 #[inline(always)]
-fn score_page<L: Lanes, const D: usize, const P: usize>(
-    page: &[u8],
+fn head<L: Lanes, const D: usize>(
+    query: &[f32; D],
+    permuted: &[f32; D],
+    zeros: &[f32; D],
+    steps: &[f32; D],
+) -> Head<D> {
+    let mut lanes = [0.0f32; 32];
+    for c in (0..D).step_by(32) {
+        for l in 0..32 {
+            lanes[l] = fma(query[c + l], zeros[c + l], lanes[l]);
+        }
+    }
+    let mut sixteen = [0.0f32; 16];
+    for l in 0..16 {
+        sixteen[l] = lanes[l] + lanes[l + 16];
+    }
+    let zero = L::sum(sixteen);
+
+    let mut products = [0.0f32; D];
+    let mut peaks = [0.0f32; 16];
+    for c in (0..D).step_by(16) {
+        for l in 0..16 {
+            let w = permuted[c + l] * steps[c + l];
+            products[c + l] = w;
+            peaks[l] = if w.abs() > peaks[l] { w.abs() } else { peaks[l] };
+        }
+    }
+    let unit = Unit::of_peak(L::max(peaks));
+    let mut weights = [0i16; D];
+    let mut all = 0;
+    for c in 0..D {
+        weights[c] = unit.weight(products[c]) as i16;
+        all += weights[c] as i32;
+    }
+    Head { unit, zero, weights, all }
+}
+
+/// Masses by the first `used` planes.
+#[inline(always)]
+fn score_page<L: Lanes, const D: usize>(
+    page: Page<'_>,
+    used: usize,
     queries: &[[f32; D]],
     permuted: &[[f32; D]; MAX_GROUP],
-    group: usize,
-    width: usize,
+    target: Target<'_>,
     log_mass: &mut [f32],
 ) {
-    // Plane by plane, two bits by two bits: loops over whole planes become vector code.
-    let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
-    let plane = |p: usize| &page[plane_offset(D, p)..][..QUANT_GROUP * plane_row_bytes(D)];
-    for (j, codes) in codes.iter_mut().enumerate() {
-        let codes = codes.as_flattened_mut();
-        if P == 1 {
-            for (code, &byte) in codes.iter_mut().zip(plane(0)) {
-                *code = ((byte >> (2 * j)) & 3) as i16;
-            }
-        } else {
-            for ((code, &high), &low) in codes.iter_mut().zip(plane(0)).zip(plane(P - 1)) {
-                *code = (((high >> (2 * j)) & 3) << 2 | ((low >> (2 * j)) & 3)) as i16;
-            }
-        }
-    }
-    let halves = |at: usize| {
-        let mut x = [0.0f32; D];
-        for (x, b) in x.iter_mut().zip(page[at..][..2 * D].as_chunks::<2>().0) {
-            *x = F16::widen(u16::from_le_bytes(*b));
-        }
-        x
-    };
-    let (zeros, natural_steps) = (halves(0), halves(step_offset(D)));
+    let (zeros, natural_steps) = (halves::<D>(page.bytes, 0), halves::<D>(page.bytes, step_offset(D)));
     let mut steps = [0.0f32; D];
     for c in 0..D {
-        steps[position::<D>(c)] = natural_steps[c];
+        steps[position::<D>(page.bits, c)] = natural_steps[c];
     }
-
-    for (g, (q, permuted)) in queries.iter().zip(permuted).enumerate() {
-        let mut lanes = [0.0f32; 32];
-        for c in (0..D).step_by(32) {
-            for l in 0..32 {
-                lanes[l] = fma(q[c + l], zeros[c + l], lanes[l]);
+    let mut heads = [Head { unit: Unit::of_peak(0.0), zero: 0.0, weights: [0; D], all: 0 }; MAX_GROUP];
+    for ((to, query), permuted) in heads.iter_mut().zip(queries).zip(permuted) {
+        *to = head::<L, D>(query, permuted, &zeros, &steps);
+    }
+    let coarse = used < page.bits.div_ceil(2);
+    let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
+    for chunk in 0..page.tokens.div_ceil(CHUNK) {
+        let blocks = CHUNK.min(page.tokens) / BLOCK;
+        let first = chunk * (CHUNK / BLOCK);
+        let wanted = |block: usize| target.only.is_none_or(|only| only[first + block]);
+        if !(0..blocks).any(wanted) {
+            continue;
+        }
+        unpack::<D>(page, used, chunk, &mut codes);
+        for (g, head) in heads[..queries.len()].iter().enumerate() {
+            let mut scores = [[0.0f32; BLOCK]; CHUNK / BLOCK];
+            for (block, scores) in scores.iter_mut().enumerate().take(blocks) {
+                let dots = L::code_dots(&head.weights, &codes, block);
+                for (score, dot) in scores.iter_mut().zip(dots) {
+                    *score = if coarse {
+                        coarse_score(head.unit, head.zero, dot, head.all)
+                    } else {
+                        head.unit.score(head.zero, dot)
+                    };
+                }
+            }
+            let masses = block_masses::<L, _>(&scores);
+            let row = &mut log_mass[g * target.width + target.first + first..][..blocks];
+            for (block, (to, mass)) in row.iter_mut().zip(masses).enumerate() {
+                if wanted(block) {
+                    *to = mass;
+                }
             }
         }
-        let mut sixteen = [0.0f32; 16];
-        for l in 0..16 {
-            sixteen[l] = lanes[l] + lanes[l + 16];
-        }
-        let zero = L::sum(sixteen);
+    }
+}
 
-        let mut products = [0.0f32; D];
-        let mut peaks = [0.0f32; 16];
-        for c in (0..D).step_by(16) {
-            for l in 0..16 {
-                let w = permuted[c + l] * steps[c + l];
-                products[c + l] = w;
-                peaks[l] = if w.abs() > peaks[l] { w.abs() } else { peaks[l] };
+/// Codes of 64 tokens (or as many as the page has). Plane by plane, place by place: loops over whole planes become
+/// vector code.
+#[inline(always)]
+fn unpack<const D: usize>(page: Page<'_>, used: usize, chunk: usize, codes: &mut Codes<D>) {
+    let tokens = CHUNK.min(page.tokens);
+    if page.bits == 1 {
+        let plane = &page.bytes[4 * D + chunk * CHUNK * D / 8..][..tokens * D / 8];
+        for place in 0..8 {
+            let rows = codes[place % 4].as_flattened_mut().chunks_exact_mut(D / 4);
+            for (row, bytes) in rows.zip(plane.chunks_exact(D / 8)) {
+                let half = &mut row[place / 4 * (D / 8)..][..D / 8];
+                for (code, &byte) in half.iter_mut().zip(bytes) {
+                    *code = ((byte >> place) & 1) as i16;
+                }
             }
         }
-        let unit = Unit::of_peak(L::max(peaks));
-        let mut weights = [0i16; D];
-        for c in 0..D {
-            weights[c] = unit.weight(products[c]) as i16;
-        }
-
-        let mut scores = [[0.0f32; BLOCK]; BLOCKS_PER_GROUP];
-        for (block, scores) in scores.iter_mut().enumerate() {
-            let dots = L::code_dots(&weights, &codes, block);
-            for (score, dot) in scores.iter_mut().zip(dots) {
-                *score = unit.score(zero, dot);
+        return;
+    }
+    let bytes = plane_row_bytes(D);
+    for (j, codes) in codes.iter_mut().enumerate() {
+        let codes = &mut codes.as_flattened_mut()[..tokens * bytes];
+        for p in 0..used {
+            let plane = &page.bytes[4 * D + (p * page.tokens + chunk * CHUNK) * bytes..][..tokens * bytes];
+            if p == 0 {
+                for (code, &byte) in codes.iter_mut().zip(plane) {
+                    *code = ((byte >> (2 * j)) & 3) as i16;
+                }
+            } else {
+                for (code, &byte) in codes.iter_mut().zip(plane) {
+                    *code = *code << 2 | ((byte >> (2 * j)) & 3) as i16;
+                }
             }
         }
-        let masses = block_masses::<L, _>(&scores);
-        log_mass[g * width + group * BLOCKS_PER_GROUP..][..BLOCKS_PER_GROUP].copy_from_slice(&masses);
     }
 }
 
@@ -193,33 +398,40 @@ fn score_open<L: Lanes, F: Format, const D: usize>(
     }
 }
 
+/// Blocks of a page whose boxes are scored side by side.
+const LANES: usize = 4;
+
 #[inline(always)]
 fn score_boxes<F: Format, const D: usize>(
     page: &[u8],
     queries: &[[f32; D]],
-    group: usize,
+    first: usize,
     width: usize,
     log_mass: &mut [f32],
 ) {
-    // Lanes are the page's blocks.
-    let (mut low, mut high) = ([[0.0f32; BLOCKS_PER_GROUP]; D], [[0.0f32; BLOCKS_PER_GROUP]; D]);
-    for block in 0..BLOCKS_PER_GROUP {
-        let bounds = page[box_offset(D, block)..][..4 * D].as_chunks::<2>().0;
-        for c in 0..D {
-            low[c][block] = F::widen(u16::from_le_bytes(bounds[c]));
-            high[c][block] = F::widen(u16::from_le_bytes(bounds[D + c]));
-        }
-    }
-    for (g, q) in queries.iter().enumerate() {
-        let mut bound = [0.0f32; BLOCKS_PER_GROUP];
-        for c in 0..D {
-            for block in 0..BLOCKS_PER_GROUP {
-                let (a, b) = (q[c] * low[c][block], q[c] * high[c][block]);
-                bound[block] += if a > b { a } else { b };
+    let blocks = page.len() / (4 * D);
+    for from in (0..blocks).step_by(LANES) {
+        // Lanes are blocks; those beyond the page hold zeros and are not stored.
+        let (mut low, mut high) = ([[0.0f32; LANES]; D], [[0.0f32; LANES]; D]);
+        let lanes = LANES.min(blocks - from);
+        for block in 0..lanes {
+            let bounds = page[box_offset(D, from + block)..][..4 * D].as_chunks::<2>().0;
+            for c in 0..D {
+                low[c][block] = F::widen(u16::from_le_bytes(bounds[c]));
+                high[c][block] = F::widen(u16::from_le_bytes(bounds[D + c]));
             }
         }
-        for block in 0..BLOCKS_PER_GROUP {
-            log_mass[g * width + group * BLOCKS_PER_GROUP + block] = finite_score(bound[block]) + 4.0;
+        for (g, q) in queries.iter().enumerate() {
+            let mut bound = [0.0f32; LANES];
+            for c in 0..D {
+                for block in 0..LANES {
+                    let (a, b) = (q[c] * low[c][block], q[c] * high[c][block]);
+                    bound[block] += if a > b { a } else { b };
+                }
+            }
+            for block in 0..lanes {
+                log_mass[g * width + first + from + block] = finite_score(bound[block]) + 4.0;
+            }
         }
     }
 }

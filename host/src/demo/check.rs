@@ -2,12 +2,12 @@
 //!
 //! The emulator's checkers (memory, initialisation, synchronisation, launch) are on, and a finding of
 //! theirs fails the launch, so a result here is also a clean run. The blocks must be the same in the
-//! same order; outputs may differ by what two executions in f32 may ([`rounding`]).
+//! same order; outputs may differ by what the two arithmetics may ([`rounding`]).
 
 use std::time::{Duration, Instant};
 
 use psa::eval::{Entrant, Replay, ReplayOptions, Step, evaluate};
-use psa::traces::Case;
+use psa::traces::{Case, Elements};
 use psa::{Budget, Device, Mirror, Policy};
 use serde::Serialize;
 
@@ -34,7 +34,7 @@ pub struct Check {
     pub same_selection: usize,
     /// Largest ||o - o_cpu|| / ||o_cpu|| of a query head.
     pub output_difference: f64,
-    /// Largest ||o - o_cpu|| as a share of what f32 rounding allows that head.
+    /// Largest ||o - o_cpu|| as a share of what rounding allows that head.
     pub share_of_bound: f64,
     /// Seconds.
     pub seconds: f64,
@@ -119,14 +119,17 @@ fn larger(a: f64, b: f64) -> f64 {
     if a >= b || a.is_nan() { a } else { b }
 }
 
-/// How far apart two outputs of query head `g` may be, each computed in f32 over the same blocks, as the
-/// norm of the difference.
+/// How far apart two outputs of query head `g` over the same blocks may be, one computed in f32, one by the
+/// kernels, as the norm of the difference.
 ///
-/// With u = 2^-24: a score in log2 is a dot product of D terms, each rounded at most D + 4 times, so it is
-/// off by at most e = (D + 4) u sum |q k|. A weight 2^(t - m) is off by a factor within 1 +- (ln 2 (e +
-/// 40 u) + 2^-22): the exponential is good to 2^-22, and weights below 2^-40 vanish in the sum. Each
-/// addition of n weights rounds once, n being at most the tokens. Numerator and denominator are off by
-/// that factor each, in both executions: 4 times the factor, times the longest value row.
+/// With u = 2^-24: a score in log2 is a dot product of D terms; in f32 each is rounded at most D + 4 times, on
+/// tensor cores it is off by no more than 2.2 D + 5 roundings (`step_bounds` of the tests derives it): by at
+/// most e = (2.2 D + 5) u sum |q k|. A weight 2^(t - m) is off by a factor within 1 +- (ln 2 (e + 54 u) + 2^-22):
+/// the exponential is good to 2^-22, weights below 2^-40 vanish in the sum, and the kernels' m lies up to 14
+/// from the maximum. Each addition of n weights rounds once, on tensor cores 2.2 times, n being at most the
+/// tokens. Numerator and denominator are off by that factor each, in both executions: 4 times the factor. The
+/// kernels round weights to 16 bits before they meet the values: 2^-11 in f16, below 2^-14 by 2^-25 of a sum of
+/// at least 2^6; 2^-8 in bf16. All of it times the longest value row.
 fn rounding(case: &Case, scale: f32, step: &Step, g: usize) -> f64 {
     let (d, n) = (case.head_dim, case.visible(step.query));
     let row = (g * case.queries + step.query) * d;
@@ -135,6 +138,11 @@ fn rounding(case: &Case, scale: f32, step: &Step, g: usize) -> f64 {
     let magnitude = products.fold(0.0, f64::max) * scale as f64 * std::f64::consts::LOG2_E;
     let longest = v.chunks_exact(d).map(|v| v.iter().map(|v| v * v).sum::<f64>()).fold(0.0, f64::max).sqrt();
     let u = (-24f64).exp2();
-    let weight = std::f64::consts::LN_2 * ((d + 4) as f64 * u * magnitude + 40.0 * u) + (-22f64).exp2();
-    4.0 * (weight + n as f64 * u) * longest
+    let e = (2.2 * d as f64 + 5.0) * u * magnitude;
+    let weight = std::f64::consts::LN_2 * (e + 54.0 * u) + (-22f64).exp2();
+    let rounded_weight = match case.k {
+        Elements::F16(_) => (-11f64).exp2() + n as f64 * (-31f64).exp2(),
+        Elements::Bf16(_) => (-8f64).exp2(),
+    };
+    (4.0 * (weight + 2.2 * n as f64 * u) + rounded_weight) * longest
 }

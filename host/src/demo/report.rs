@@ -181,7 +181,7 @@ fn ranks_by(record: &Record) -> String {
 fn check_line(check: &Check) -> String {
     let mut line = format!(
         "{}: the shipped PTX on the emulator, checkers on: {} of {} decode steps read the CPU's blocks; outputs \
-         differ by at most {}, {:.2} % of what f32 rounding allows; {} of {} heads, {:.1} s.",
+         differ by at most {}, {:.2} % of what rounding allows; {} of {} heads, {:.1} s.",
         ok(check.good()),
         check.same_selection,
         check.steps,

@@ -210,10 +210,6 @@ impl<T: SpecType> Stages<'_, T> {
         [self.cache.shape.kv_heads as u32, self.batch.batch as u32, 1]
     }
 
-    fn head_tile(&self) -> usize {
-        attend::head_tile(self.cache.shape.group())
-    }
-
     fn score(&self) -> Result<Launch, NoSuchInstance> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         let grid = [score::grid_x(batch.max_tokens) as u32, s.kv_heads as u32, batch.batch as u32];
@@ -290,7 +286,6 @@ impl<T: SpecType> Stages<'_, T> {
         let used = splits(batch.max_tokens.div_ceil(BLOCK));
         attend::attend::launch::<T>(
             s.head_dim,
-            self.head_tile(),
             [used as u32, s.kv_heads as u32, batch.batch as u32],
             attend::attend::Args {
                 q: input(a.q),
@@ -317,7 +312,6 @@ impl<T: SpecType> Stages<'_, T> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         merge::merge::launch::<T>(
             s.head_dim,
-            self.head_tile(),
             self.rows(),
             merge::merge::Args {
                 q: input(a.q),

@@ -8,8 +8,7 @@
 pub mod launches;
 
 use kernels_gpu::append::groups_touched;
-use kernels_gpu::attend::head_tile;
-use kernels_gpu::layout::splits;
+use kernels_gpu::layout::{full_groups, splits};
 
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
@@ -106,7 +105,13 @@ struct Kernels {
 impl Kernels {
     fn new(mut driver: Box<dyn Driver>, spec: &BackendSpec) -> Result<Self, Error> {
         let name = driver.name();
-        let kind = spec.mirror.kind();
+        let Some(kind) = spec.format.kernel() else {
+            return Err(Error::Unsupported {
+                what: format!("a mirror of {}", spec.format),
+                device: name,
+                supported: "mirrors of 2, 4 and box in groups of 64",
+            });
+        };
         let extents = &spec.extents;
         let mut alloc =
             |bytes: usize, what: &str| driver.alloc(bytes.max(1), what).map_err(failed(&name, "allocate"));
@@ -173,7 +178,6 @@ impl Kernels {
         let shape = self.cache.shape;
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
-        let tile = head_tile(shape.group());
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
         let a = StepAddresses {
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
@@ -183,8 +187,8 @@ impl Kernels {
             count: s.count.reserve(d, 4 * rows, "count")?,
             peak: s.peak.reserve(d, 4 * heads, "peak")?,
             rest: s.rest.reserve(d, 8 * heads, "rest")?,
-            partial: s.partial.reserve(d, 4 * rows * max_splits * tile * shape.head_dim, "partial")?,
-            partial_ml: s.partial_ml.reserve(d, 8 * rows * max_splits * tile, "partial_ml")?,
+            partial: s.partial.reserve(d, 4 * heads * max_splits * shape.head_dim, "partial")?,
+            partial_ml: s.partial_ml.reserve(d, 8 * heads * max_splits, "partial_ml")?,
             out: s.out.reserve(d, 4 * heads * shape.head_dim, "out")?,
             lse: s.lse.reserve(d, 4 * heads, "lse")?,
             read: s.read.reserve(d, 8 * rows, "read")?,
@@ -211,6 +215,11 @@ impl Kernels {
         d.download(a.lse, bytemuck::cast_slice_mut(result.lse))?;
         d.download(a.read, bytemuck::cast_slice_mut(result.read))?;
         d.download(a.mass, bytemuck::cast_slice_mut(result.mass))?;
+        let page_bytes = self.cache.mirror_kind.page_bytes(shape.head_dim);
+        for (row, metadata) in result.metadata.iter_mut().enumerate() {
+            let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
+            *metadata = if what == Step::Identity { 0 } else { (pages * page_bytes) as u32 };
+        }
         if let Some(record) = &mut result.record {
             d.download(a.order, bytemuck::cast_slice_mut(record.order))?;
             if what != Step::Identity {
@@ -255,11 +264,12 @@ impl Backend for Kernels {
         step: &DecodeStep<'_>,
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error> {
-        if let Ranking::TrueMass(_) = step.ranking {
-            return Err(Error::Backend {
+        let simple = step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
+        if !simple || !matches!(step.ranking, Ranking::Identity | Ranking::Mirror) {
+            return Err(Error::Unsupported {
+                what: format!("a step by {:?} in units of {} blocks", step.ranking, step.unit),
                 device: self.name.clone(),
-                call: "decode".into(),
-                detail: "no kernel ranks by true mass".into(),
+                supported: "plans by the mirror, single blocks, without a floor",
             });
         }
         self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))

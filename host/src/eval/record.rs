@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Entrant, Replay, Stats, Step};
+use crate::{Dtype, MirrorFormat, Policy, Shape};
 
 /// Summary of one entrant on one case, or on all.
 #[derive(Clone, Debug, Serialize)]
@@ -13,8 +14,14 @@ pub struct Record {
     pub case: String,
     /// The policy as written on the command line.
     pub policy: String,
-    /// `2`, `4` or `box`; none where the policy looks at no mirror.
+    /// As on the command line; none where the policy looks at no mirror.
     pub mirror: Option<String>,
+    /// Tokens of a quantisation group.
+    pub quant_group: usize,
+    /// Tokens that are selected together.
+    pub unit: usize,
+    /// Bytes of the mirror kept / bytes of K and V; what is read of it is `metadata_fraction`.
+    pub stored_fraction: f64,
     /// Device.
     pub backend: String,
     /// Decode steps.
@@ -37,8 +44,15 @@ pub struct Record {
     pub lse_error: LseError,
     /// Share of steps that read on after the plan.
     pub topup_fraction: f64,
-    /// Share of steps with a certified bound; none, because no policy of this version certifies one.
+    /// By `certified`: share of (step, query head) whose bound closed before everything was read. Null for
+    /// other policies.
     pub certified_fraction: Option<f64>,
+    /// By `certified`: the largest share of the mass that can have been missed.
+    pub missed_bound: Option<Stats>,
+    /// By `certified`: the bound of the output error.
+    pub output_bound: Option<Stats>,
+    /// By `certified`: (step, query head) whose true missed mass is above its bound. Anything but 0 is a bug.
+    pub bound_violations: Option<usize>,
     /// Sum of the times of all decode steps, appends not counted, in milliseconds. Cases run side by side,
     /// so it is neither the time that passed nor a benchmark.
     pub wall_ms: f64,
@@ -77,10 +91,24 @@ fn summary<'a>(
     let (blocks_read, blocks_total) = (sum(|s| s.blocks_read), sum(|s| s.blocks_total));
     let kv_fraction = share(blocks_read, blocks_total);
     let metadata_fraction = share(sum(|s| s.metadata_bytes), sum(|s| s.seen_bytes));
+    let certifies = matches!(entrant.policy, Policy::Certified { .. });
+    let heads = steps.clone().map(|s| s.missed_bound.len()).sum::<usize>();
+    let closed = |s: &Step| if s.blocks_read < s.blocks_total { s.missed_bound.len() } else { 0 };
+    // The yardstick itself is f64 arithmetic: a sum of n masses is off by n u.
+    let above = |s: &Step| {
+        let pairs = s.missed.iter().zip(&s.missed_bound);
+        pairs.filter(|(missed, bound)| **missed > **bound + 1e-12).count()
+    };
+    let stored = MirrorFormat { mirror: entrant.mirror, group: entrant.quant_group };
+    // The fraction does not depend on head_dim where a page holds a multiple of it; 64 stands for both.
+    let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: Dtype::F16 };
     Record {
         case: case.to_owned(),
         policy: entrant.policy.to_string(),
         mirror: entrant.ranks_by().map(|mirror| mirror.to_string()),
+        quant_group: entrant.quant_group,
+        unit: entrant.unit,
+        stored_fraction: entrant.ranks_by().map_or(0.0, |_| stored.stored_fraction(&shape)),
         backend: backend.to_owned(),
         queries,
         blocks_read,
@@ -92,7 +120,10 @@ fn summary<'a>(
         output_error: Stats::of(&all(|s| &s.output_error)),
         lse_error: LseError { max: Stats::of(&all(|s| &s.lse_error)).max },
         topup_fraction: share(sum(|s| usize::from(s.topups > 0)), queries),
-        certified_fraction: None,
+        certified_fraction: certifies.then(|| share(steps.clone().map(closed).sum(), heads)),
+        missed_bound: certifies.then(|| Stats::of(&all(|s| &s.missed_bound))),
+        output_bound: certifies.then(|| Stats::of(&all(|s| &s.output_bound))),
+        bound_violations: certifies.then(|| steps.clone().map(above).sum()),
         wall_ms: steps.map(|s| s.time).sum::<Duration>().as_secs_f64() * 1e3,
     }
 }

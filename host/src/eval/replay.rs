@@ -22,13 +22,18 @@ pub struct Entrant {
     pub policy: Policy,
     /// The mirror of the cache.
     pub mirror: Mirror,
+    /// Tokens of a quantisation group.
+    pub quant_group: usize,
+    /// Tokens that are selected together.
+    pub unit: usize,
 }
 
 impl Entrant {
-    /// `policy` on `mirror`, or on the one that the policy insists on: Quest ranks by boxes.
+    /// `policy` on `mirror`, or on the one that the policy is about: Quest ranks by boxes. Groups of 64, units of 16
+    /// tokens.
     pub fn new(policy: Policy, mirror: Mirror) -> Entrant {
-        let mirror = if matches!(policy, Policy::Quest(_)) { Mirror::Box } else { mirror };
-        Entrant { policy, mirror }
+        let mirror = policy.own_mirror().unwrap_or(mirror);
+        Entrant { policy, mirror, quant_group: layout::QUANT_GROUP, unit: layout::BLOCK }
     }
 
     /// The mirror, if the policy looks at it.
@@ -68,6 +73,11 @@ pub struct Step {
     pub seen_bytes: usize,
     /// Share of the exact mass not read, by query head.
     pub missed: Vec<f64>,
+    /// Largest share that can have been missed, by query head; empty where the policy certifies nothing.
+    pub missed_bound: Vec<f64>,
+    /// Bound of the output error that follows from it: `||o - o_dense||` is at most the missed share times
+    /// the norm of the range of V, over the channels; relative to `||o_dense||`.
+    pub output_bound: Vec<f64>,
     /// ||o - o_dense|| / ||o_dense||, by query head.
     pub output_error: Vec<f64>,
     /// |lse - lse_dense|, by query head.
@@ -192,11 +202,14 @@ fn replay(
     let mut replays: Vec<Replay> = entrants.iter().map(|_| empty()).collect();
     let mut left: Vec<usize> = (0..entrants.len()).collect();
     while let Some(&first) = left.first() {
-        let mirror = entrants[first].mirror;
-        let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|&e| entrants[e].mirror == mirror);
+        let Entrant { mirror, quant_group, unit, .. } = entrants[first];
+        let (now, later): (Vec<_>, Vec<_>) = left.into_iter().partition(|&e| {
+            let other = entrants[e];
+            (other.mirror, other.quant_group, other.unit) == (mirror, quant_group, unit)
+        });
         left = later;
         let policies: Vec<Policy> = now.iter().map(|&e| entrants[e].policy).collect();
-        let mut run = Run::new(case, truth, scale, mirror, &policies, options)?;
+        let mut run = Run::new(case, truth, scale, entrants[first], &policies, options)?;
         let first_query = case.queries - options.queries.unwrap_or(case.queries).min(case.queries);
         for i in first_query..case.queries {
             run.append_up_to(case.visible(i))?;
@@ -226,7 +239,7 @@ impl<'a> Run<'a> {
         case: &'a Case,
         truth: &'a Truth,
         scale: f32,
-        mirror: Mirror,
+        Entrant { mirror, quant_group, unit, .. }: Entrant,
         policies: &[Policy],
         options: &ReplayOptions,
     ) -> Result<Run<'a>, EvalError> {
@@ -239,6 +252,8 @@ impl<'a> Run<'a> {
             capacity: Capacity::Tokens(case.context),
             max_sequences: 1,
             mirror,
+            quant_group,
+            unit,
             forced: options.forced,
             ..CacheConfig::default()
         };
@@ -306,6 +321,7 @@ impl<'a> Run<'a> {
             .zip(out.chunks_exact(d))
             .map(|(row, out)| relative_error(out, &case.out[row * d..][..d]))
             .collect();
+        let missed_bound: Vec<f64> = head.missed_bound.iter().flatten().map(|&bound| bound as f64).collect();
         let lse_error = rows.zip(&lse).map(|(row, lse)| (*lse as f64 - case.lse[row] as f64).abs()).collect();
         Ok(Step {
             query: i,
@@ -315,6 +331,8 @@ impl<'a> Run<'a> {
             metadata_bytes: head.metadata_bytes,
             seen_bytes: case.visible(i) * 2 * d * Dtype::BYTES,
             missed: (0..group).map(|g| self.truth.missed(i, g, selection)).collect(),
+            output_bound: output_bounds(case, i, &missed_bound),
+            missed_bound,
             output_error,
             lse_error,
             time,
@@ -322,6 +340,30 @@ impl<'a> Run<'a> {
             out: if self.keep { out } else { Vec::new() },
         })
     }
+}
+
+/// By query head: missed share times the norm of the range of V over the tokens seen, relative to the norm of the
+/// dense output. `o - o_dense = missed (mean of V read - mean of V unread)`, both inside the range.
+fn output_bounds(case: &Case, query: usize, missed: &[f64]) -> Vec<f64> {
+    let (d, seen) = (case.head_dim, case.visible(query));
+    if missed.is_empty() {
+        return vec![];
+    }
+    let (mut low, mut high) = (vec![f64::INFINITY; d], vec![f64::NEG_INFINITY; d]);
+    for row in case.v.to_f64(0..seen * d).chunks_exact(d) {
+        for c in 0..d {
+            low[c] = low[c].min(row[c]);
+            high[c] = high[c].max(row[c]);
+        }
+    }
+    let range = low.iter().zip(&high).map(|(low, high)| (high - low).powi(2)).sum::<f64>().sqrt();
+    let dense = |g: usize| &case.out[(g * case.queries + query) * d..][..d];
+    let norm = |o: &[f32]| o.iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt();
+    missed
+        .iter()
+        .enumerate()
+        .map(|(g, missed)| missed * range / norm(dense(g)).max(f64::MIN_POSITIVE))
+        .collect()
 }
 
 /// Checks that `selection` is `read` different blocks below `blocks`.

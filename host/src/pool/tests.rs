@@ -16,7 +16,7 @@ fn check_conservation(pool: &Pool) {
             for head in 0..SHAPE.kv_heads {
                 let row = pool.tables.extents.row(index, layer, head);
                 slots.extend(&pool.tables.slots(row)[..blocks(tokens)]);
-                pages.extend(&pool.tables.pages(row)[..full_groups(tokens)]);
+                pages.extend(&pool.tables.pages(row)[..pool.tables.extents.full_groups(tokens)]);
             }
         }
     }

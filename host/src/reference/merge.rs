@@ -1,18 +1,25 @@
 //! merge: the stop test on the exact mass, top-ups while it fails, and the results. In f64.
+//!
+//! The test is `progressive`'s (exact mass against the estimated rest) or `certified`'s (against a bound of the
+//! rest, see [`crate::certificate`]); without one nothing is topped up.
 
 use super::attend::{HeadSum, attend};
 use super::plan::Plan;
+use crate::certificate;
 use crate::store::HeadView;
 use kernels_gpu::layout::TOPUP_CHUNK;
 use kernels_gpu::numeric::{MASS_BITS, fixed_mass};
 
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
-pub struct Stop {
+pub struct Stop<'a> {
     /// Share of the mass to reach; 0 switches the test off.
     pub mass: f32,
     /// Most blocks to read.
     pub limit: usize,
+    /// Where the share is to be certain: by how much scores may be off `[group]`. The plan's masses are then
+    /// upper bounds.
+    pub rounding: Option<&'a [f32]>,
 }
 
 /// The result of one (sequence, KV head).
@@ -53,14 +60,23 @@ pub fn merge(
     plan: &Plan,
     log_mass: &[Vec<f32>],
     mut read: Vec<HeadSum>,
-    stop: Stop,
+    stop: Stop<'_>,
 ) -> Merged {
     let mut rest = plan.rest.clone();
     let (mut count, mut topups) = (plan.count, 0);
+    // Certain or believed mass of a head.
+    let certain = |sum: &HeadSum, g: usize, rest: u64, count: usize| {
+        let rounding = stop.rounding.map(|r| r[g])?;
+        let (z, _) = masses(sum, plan.peak[g], rest);
+        Some(1.0 - certificate::missed(z, rest, plan.order.len() - count, count, rounding))
+    };
     while count < stop.limit {
-        let enough = (0..read.len()).all(|g| {
-            let (z, rest) = masses(&read[g], plan.peak[g], rest[g]);
-            z * (1.0 - stop.mass as f64) >= stop.mass as f64 * rest
+        let enough = (0..read.len()).all(|g| match certain(&read[g], g, rest[g], count) {
+            Some(mass) => mass >= stop.mass as f64,
+            None => {
+                let (z, rest) = masses(&read[g], plan.peak[g], rest[g]);
+                z * (1.0 - stop.mass as f64) >= stop.mass as f64 * rest
+            }
         });
         if enough {
             break;
@@ -78,11 +94,12 @@ pub fn merge(
         .iter()
         .enumerate()
         .map(|(g, sum)| {
+            let certain = certain(sum, g, rest[g], count);
             let (z, rest) = masses(sum, plan.peak[g], rest[g]);
             HeadResult {
                 out: sum.o.iter().map(|o| if sum.l > 0.0 { o / sum.l } else { 0.0 }).collect(),
                 lse: (sum.m + sum.l.log2()) * std::f64::consts::LN_2,
-                mass: if rest > 0.0 { z / (z + rest) } else { 1.0 },
+                mass: certain.unwrap_or(if rest > 0.0 { z / (z + rest) } else { 1.0 }),
             }
         })
         .collect();

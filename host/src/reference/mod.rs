@@ -15,16 +15,18 @@ pub(crate) mod tests;
 
 use crate::Error;
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::certificate::round_up;
 use crate::element::widen;
+use crate::estimator::{Estimator, estimator};
 use crate::pool::{TableChange, Tables};
 use crate::store::HostStore;
 use merge::Stop;
-use plan::Plan;
+use plan::{Goal, Limits, Plan};
 
 /// The reference backend.
-#[derive(Debug)]
 pub struct Reference {
     store: HostStore,
+    estimator: Box<dyn Estimator>,
 }
 
 impl Reference {
@@ -33,8 +35,8 @@ impl Reference {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub fn new(spec: &BackendSpec) -> Result<Reference, Error> {
-        let store = HostStore::new("reference", spec.shape, spec.mirror.kind(), spec.slots, spec.pages)?;
-        Ok(Reference { store })
+        let store = HostStore::new("reference", spec.shape, spec.format, spec.slots, spec.pages)?;
+        Ok(Reference { store, estimator: estimator(spec.format, &spec.shape) })
     }
 }
 
@@ -48,7 +50,7 @@ impl Backend for Reference {
     }
 
     fn append(&mut self, tables: &Tables, step: &AppendStep<'_>) -> Result<(), Error> {
-        append::append(&mut self.store, tables, step);
+        append::append(&mut self.store, &*self.estimator, tables, step);
         Ok(())
     }
 
@@ -67,34 +69,61 @@ impl Backend for Reference {
                 let row = b * shape.kv_heads + h;
                 let q = &q[row * group * d..][..group * d];
 
-                let log_mass = match step.ranking {
-                    Ranking::Identity => vec![],
-                    Ranking::Mirror => q.chunks(d).map(|q| score::score(&view, q, step.scale)).collect(),
-                    Ranking::TrueMass(_) => truth::log_masses(&view, q, step.scale),
-                };
-                let limits = plan::Limits {
+                let limits = Limits {
                     tokens: tokens as usize,
                     sink: step.sink as usize,
                     recent: step.recent as usize,
+                    group: self.store.format.blocks(),
+                    unit: step.unit,
+                    floor: step.floor[b] as usize,
                 };
-                let plan = match step.ranking {
-                    Ranking::Identity => Plan::identity(view.blocks(), group),
-                    Ranking::Mirror => plan::plan(&log_mass, limits, step.target, step.budget[b]),
-                    Ranking::TrueMass(mass) => truth::plan(&view, q, step.scale, limits, mass),
+                let scored = |bounds| score::score(&view, &*self.estimator, q, step.scale, bounds);
+                let mut rounding = None;
+                let mut metadata = 0;
+                let (log_mass, plan) = match step.ranking {
+                    Ranking::Identity => (vec![], Plan::identity(view.blocks(), group)),
+                    Ranking::Mirror => {
+                        let scored = scored(false);
+                        metadata = scored.metadata;
+                        let goal = Goal::of_target(step.target);
+                        let plan = plan::plan(&scored.log_mass, limits, goal, step.budget[b]);
+                        (scored.log_mass, plan)
+                    }
+                    Ranking::Bound => {
+                        let scored = scored(true);
+                        metadata = scored.metadata;
+                        let goal = Goal::Certain(step.target, &scored.log_mass);
+                        let plan = plan::plan(&scored.bound, limits, goal, step.budget[b]);
+                        rounding = Some(scored.rounding);
+                        (scored.bound, plan)
+                    }
+                    Ranking::TrueMass(mass) => {
+                        let log_mass = truth::log_masses(&view, q, step.scale);
+                        (log_mass, truth::plan(&view, q, step.scale, limits, mass))
+                    }
                 };
                 let queries = attend::scaled_queries(q, step.scale);
                 let read = attend::attend(&view, &plan.order[..plan.count], &queries, d);
-                let stop = Stop { mass: step.mass, limit: (step.budget[b] as usize).min(view.blocks()) };
+                let stop = Stop {
+                    mass: step.mass,
+                    limit: (step.budget[b] as usize).min(view.blocks()),
+                    rounding: rounding.as_deref(),
+                };
                 let merged = merge::merge(&view, &queries, d, &plan, &log_mass, read, stop);
 
                 for (g, head) in merged.heads.iter().enumerate() {
                     let out = &mut result.out[(row * group + g) * d..][..d];
                     out.iter_mut().zip(&head.out).for_each(|(to, &from)| *to = from as f32);
                     result.lse[row * group + g] = head.lse as f32;
-                    result.mass[row * group + g] = head.mass as f32;
+                    // Rounded down where it is a promise.
+                    result.mass[row * group + g] = match rounding {
+                        Some(_) => -round_up(-head.mass),
+                        None => head.mass as f32,
+                    };
                 }
                 result.read[2 * row] = merged.blocks_read as u32;
                 result.read[2 * row + 1] = merged.topups as u32;
+                result.metadata[row] = metadata as u32;
                 if let Some(record) = &mut result.record {
                     record.order[row * max_blocks..][..plan.order.len()].copy_from_slice(&plan.order);
                     for (g, log_mass) in log_mass.iter().enumerate() {
@@ -107,7 +136,7 @@ impl Backend for Reference {
         Ok(())
     }
 
-    fn ranks_by_true_mass(&self) -> bool {
+    fn knows_everything(&self) -> bool {
         true
     }
 }

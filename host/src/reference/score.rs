@@ -1,50 +1,126 @@
-//! score: the log2 mass of every block for one query head, estimated from the mirror; exact for the open
-//! group. Defined bit by bit: the order of every addition below is part of the definition.
+//! score: the log2 mass of every block for every query head, estimated from the mirror pages; exact for the open
+//! group. Defined bit by bit: the order of every addition here and in [`crate::estimator`] is part of the definition.
+//!
+//! Where the estimator has a second look, a block gets it if for any head its first estimate, raised by
+//! [`DOUBT`] standard deviations (or, where a bound is asked for, by its bound), exceeds [`NEGLIGIBLE`] of the
+//! head's total.
 
-use crate::element::widen;
+use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, NEGLIGIBLE, ROUNDING, block_mass, upper};
 use crate::store::HeadView;
-use half::f16;
-use kernels_gpu::layout::{
-    BLOCK, BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, box_offset, code_shift, plane_offset, plane_row_bytes,
-    step_offset,
-};
-use kernels_gpu::numeric::{LOG2_E, Unit, exp2, finite_score, fma, log2};
+use kernels_gpu::layout::BLOCK;
+use kernels_gpu::numeric::{LOG2_E, MASS_BITS, finite_score, fixed_mass, fma, log2};
 
-/// log2 masses of all blocks. q: `[head_dim]`, one query head.
-pub fn score(view: &HeadView<'_>, q: &[f32], scale: f32) -> Vec<f32> {
-    let qs: Vec<f32> = q.iter().map(|&x| x * scale * LOG2_E).collect();
-    (0..view.blocks())
-        .map(|block| {
-            let group = block / BLOCKS_PER_GROUP;
-            if group >= view.full_groups() {
-                let tokens = block * BLOCK..block * BLOCK + view.tokens_of_block(block);
-                return block_mass(&tokens.map(|t| exact_score(view, &qs, t)).collect::<Vec<_>>());
-            }
-            let block_in_group = block % BLOCKS_PER_GROUP;
-            match view.mirror_kind() {
-                MirrorKind::Planes(planes) => {
-                    let scores = mirrored_scores(view.page(group), &qs, planes as usize);
-                    block_mass(&scores[block_in_group * BLOCK..][..BLOCK])
-                }
-                MirrorKind::Box => box_mass(view, group, block_in_group, &qs),
-            }
-        })
-        .collect()
+/// What is known about the blocks of one (sequence, KV head).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// Estimated log2 masses `[group][blocks]`.
+    pub log_mass: Vec<Vec<f32>>,
+    /// Upper bounds of them `[group][blocks]`; empty where not asked for.
+    pub bound: Vec<Vec<f32>>,
+    /// By so much any exact score in f32 may be off `[group]`; empty where not asked for.
+    pub rounding: Vec<f32>,
+    /// Mirror bytes read.
+    pub metadata: usize,
 }
 
-/// log2 of the sum over a block's tokens (1 to 16) of `2^score`.
-pub fn block_mass(scores: &[f32]) -> f32 {
-    let m = scores.iter().fold(f32::NEG_INFINITY, |m, &t| if t > m { t } else { m });
-    let mut e = [0.0f32; BLOCK];
-    for (e, &t) in e.iter_mut().zip(scores) {
-        *e = exp2(t - m);
-    }
-    for distance in [8, 4, 2, 1] {
-        for i in 0..distance {
-            e[i] += e[i + distance];
+/// Scores all blocks for the query heads `[group, head_dim]`; `bounds`: also how far the truth may lie above.
+pub fn score(view: &HeadView<'_>, estimator: &dyn Estimator, q: &[f32], scale: f32, bounds: bool) -> Scored {
+    let (d, blocks) = (view.head_dim(), view.blocks());
+    let queries: Vec<Vec<f32>> =
+        q.chunks(d).map(|q| q.iter().map(|&x| x * scale * LOG2_E).collect()).collect();
+    let format = view.format();
+    let mut log_mass: Vec<Vec<f32>> = queries.iter().map(|q| first_look(view, estimator, q)).collect();
+    let page_bounds: Vec<Vec<Bound>> = if bounds {
+        let of = |q: &Vec<f32>| (0..view.full_groups()).map(|g| estimator.bound(view.page(g), q)).collect();
+        queries.iter().map(of).collect()
+    } else {
+        vec![]
+    };
+    let mut metadata = view.full_groups() * format.first_bytes(d);
+    let mut fine = vec![false; blocks];
+    if format.fine_bytes(d) > 0 {
+        for (g, query) in queries.iter().enumerate() {
+            let threshold = threshold(&log_mass[g]);
+            for group in 0..view.full_groups() {
+                let doubt = match page_bounds.get(g) {
+                    Some(bounds) => bounds[group].slack,
+                    None => DOUBT * estimator.spread(view.page(group), query),
+                };
+                for block in group * format.blocks()..(group + 1) * format.blocks() {
+                    fine[block] |= matters(log_mass[g][block], doubt, threshold);
+                }
+            }
+        }
+        for (block, _) in fine.iter().enumerate().filter(|(_, fine)| **fine) {
+            let page = view.page(block / format.blocks());
+            for (query, log_mass) in queries.iter().zip(&mut log_mass) {
+                if let Some(mass) = estimator.fine_mass(page, query, block % format.blocks()) {
+                    log_mass[block] = mass;
+                }
+            }
+            metadata += format.fine_bytes(d);
         }
     }
-    m + log2(e[0])
+    let (bound, rounding) = (0..page_bounds.len())
+        .map(|g| bounds_of_head(view, &queries[g], &log_mass[g], &page_bounds[g], &fine))
+        .unzip();
+    Scored { log_mass, bound, rounding, metadata }
+}
+
+/// log2 mass beyond which a block's second look matters: [`NEGLIGIBLE`] of the head's total.
+pub fn threshold(log_mass: &[f32]) -> f32 {
+    let peak = log_mass.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
+    let total: u64 = log_mass.iter().map(|&x| fixed_mass(x, peak) as u64).sum();
+    peak + log2(total as f32 * (NEGLIGIBLE / (1u32 << MASS_BITS) as f32))
+}
+
+/// True where a block of this estimate may be worth a second look. NaN says yes.
+#[inline(always)]
+pub fn matters(log_mass: f32, doubt: f32, threshold: f32) -> bool {
+    let optimistic = log_mass + doubt;
+    optimistic.is_nan() || optimistic > threshold
+}
+
+fn first_look(view: &HeadView<'_>, estimator: &dyn Estimator, query: &[f32]) -> Vec<f32> {
+    let per_page = view.format().blocks();
+    let mut masses = vec![0.0; view.blocks()];
+    for (group, masses) in masses.chunks_mut(per_page).take(view.full_groups()).enumerate() {
+        estimator.masses(view.page(group), query, masses);
+    }
+    for (block, mass) in masses.iter_mut().enumerate().skip(view.described_blocks()) {
+        let tokens = block * BLOCK..block * BLOCK + view.tokens_of_block(block);
+        *mass = block_mass(&tokens.map(|t| exact_score(view, query, t)).collect::<Vec<_>>());
+    }
+    masses
+}
+
+/// Upper bounds of a head's masses, and how far off any score in f32 from its keys may be.
+fn bounds_of_head(
+    view: &HeadView<'_>,
+    query: &[f32],
+    log_mass: &[f32],
+    pages: &[Bound],
+    fine: &[bool],
+) -> (Vec<f32>, f32) {
+    let per_page = view.format().blocks();
+    let mut rounding = pages.iter().fold(0.0f32, |m, b| if b.rounding > m { b.rounding } else { m });
+    for token in view.described_blocks() * BLOCK..view.tokens() {
+        rounding = open_rounding(rounding, view.key_values(token).zip(query).map(|(k, q)| (k, *q)));
+    }
+    let bound = log_mass.iter().enumerate().map(|(block, &mass)| match pages.get(block / per_page) {
+        Some(bound) if fine[block] => upper(mass, bound.fine_slack),
+        Some(bound) => upper(mass, bound.slack),
+        // The open group is scored from its keys, and always read.
+        None => upper(mass, rounding + FUNCTIONS),
+    });
+    (bound.collect(), rounding)
+}
+
+/// The larger of `rounding` and what the score of one open token may be off by.
+pub fn open_rounding(rounding: f32, products: impl Iterator<Item = (f32, f32)>) -> f32 {
+    let size = products.fold(0.0f32, |size, (k, q)| size + (k * q).abs());
+    let own = if size < crate::estimator::SANE { 1.001 * ROUNDING * size } else { f32::INFINITY };
+    if own > rounding { own } else { rounding }
 }
 
 /// The score of a token whose key is read. qs: the query in the log2 domain.
@@ -52,66 +128,28 @@ pub fn exact_score(view: &HeadView<'_>, qs: &[f32], token: usize) -> f32 {
     finite_score(view.key_values(token).zip(qs).fold(0.0, |dot, (k, &q)| fma(q, k, dot)))
 }
 
-/// Zeros or steps of a page.
-fn halves(bytes: &[u8], d: usize) -> Vec<f32> {
-    bytes[..2 * d].chunks(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).collect()
-}
-
-/// The code of token `t`, channel `c`.
-fn code(page: &[u8], d: usize, planes: usize, t: usize, c: usize) -> i32 {
-    (0..planes).fold(0, |code, p| {
-        let at = plane_offset(d, p) + t * plane_row_bytes(d) + c / 16 * 4;
-        let word = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
-        code << 2 | ((word >> code_shift(c)) & 3) as i32
-    })
-}
-
-/// Scores of the 64 tokens of a page.
-fn mirrored_scores(page: &[u8], qs: &[f32], planes: usize) -> Vec<f32> {
-    let d = qs.len();
-    let zeros = halves(page, d);
-    let steps = halves(&page[step_offset(d)..], d);
-
-    let w: Vec<f32> = qs.iter().zip(&steps).map(|(q, step)| q * step).collect();
-    let peak = w.iter().fold(0.0f32, |peak, w| if w.abs() > peak { w.abs() } else { peak });
-    let unit = Unit::of_peak(peak);
-
-    let mut lanes = [0.0f32; 32];
-    for c in 0..d {
-        lanes[c % 32] = fma(qs[c], zeros[c], lanes[c % 32]);
-    }
-    for distance in [16, 8, 4, 2, 1] {
-        for l in 0..distance {
-            lanes[l] += lanes[l + distance];
-        }
-    }
-    (0..QUANT_GROUP)
-        .map(|t| {
-            // Weights are 16 bits; where a query was not finite they hold anything.
-            let products = (0..d).map(|c| (unit.weight(w[c]) as i16 as i32) * code(page, d, planes, t, c));
-            unit.score(lanes[0], products.sum())
-        })
-        .collect()
-}
-
-/// Quest's bound: 16 tokens at the largest score that the box allows.
-fn box_mass(view: &HeadView<'_>, group: usize, block_in_group: usize, qs: &[f32]) -> f32 {
-    let (d, dtype) = (view.head_dim(), view.dtype());
-    let bounds = &view.page(group)[box_offset(d, block_in_group)..][..4 * d];
-    let element = |i: usize| widen(dtype, u16::from_le_bytes([bounds[2 * i], bounds[2 * i + 1]]));
-    let mut bound = 0.0f32;
-    for (c, q) in qs.iter().enumerate() {
-        let (a, b) = (q * element(c), q * element(d + c));
-        bound += if a > b { a } else { b };
-    }
-    finite_score(bound) + 4.0
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::estimator::planes::halves;
     use crate::reference::tests::{Filled, random_q};
     use crate::{Dtype, Mirror};
+    use kernels_gpu::layout::{
+        BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, code_shift, plane_offset, plane_row_bytes, step_offset,
+    };
+
+    fn score_head(filled: &Filled, q: &[f32], scale: f32) -> Vec<f32> {
+        score(&filled.view(), &*filled.estimator, q, scale, false).log_mass.remove(0)
+    }
+
+    /// The code of token `t`, channel `c`.
+    fn code(page: &[u8], d: usize, planes: usize, t: usize, c: usize) -> i32 {
+        (0..planes).fold(0, |code, p| {
+            let at = plane_offset(d, p) + t * plane_row_bytes(d) + c / 16 * 4;
+            let word = u32::from_le_bytes([page[at], page[at + 1], page[at + 2], page[at + 3]]);
+            code << 2 | ((word >> code_shift(c)) & 3) as i32
+        })
+    }
 
     /// f64 scores of the keys as mirrored.
     fn mirrored_scores_f64(page: &[u8], qs: &[f64], planes: usize) -> Vec<f64> {
@@ -135,13 +173,13 @@ mod tests {
         ] {
             let filled = Filled::new(head_dim, dtype, mirror, 130, 7);
             let view = filled.view();
-            let MirrorKind::Planes(planes) = mirror.kind() else { unreachable!() };
+            let MirrorKind::Planes(planes) = mirror.kernel().unwrap() else { unreachable!() };
             let levels = 1u32 << (2 * planes);
             let q = random_q(head_dim, 11);
             let scale = 1.0 / (head_dim as f32).sqrt();
             let qs: Vec<f64> =
                 q.iter().map(|&x| x as f64 * scale as f64 * std::f64::consts::LOG2_E).collect();
-            let got = score(&view, &q, scale);
+            let got = score_head(&filled, &q, scale);
             for group in 0..view.full_groups() {
                 let page = view.page(group);
                 let exact = mirrored_scores_f64(page, &qs, planes as usize);
@@ -180,7 +218,7 @@ mod tests {
         let view = filled.view();
         let q = random_q(64, 5);
         let qs: Vec<f32> = q.iter().map(|x| x * 0.125 * LOG2_E).collect();
-        let got = score(&view, &q, 0.125);
+        let got = score_head(&filled, &q, 0.125);
         for (block, &bound) in got.iter().enumerate() {
             for t in block * BLOCK..(block + 1) * BLOCK {
                 assert!(exact_score(&view, &qs, t) <= bound - 4.0 + 1e-4);

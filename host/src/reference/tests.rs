@@ -2,9 +2,10 @@
 
 use super::append;
 use crate::backend::AppendStep;
-use crate::pool::Pool;
+use crate::estimator::{Estimator, estimator};
+use crate::pool::{Pool, TableExtents};
 use crate::store::{HeadView, HostStore};
-use crate::{Dtype, Mirror, Rows, Shape};
+use crate::{Dtype, Mirror, MirrorFormat, Rows, Shape};
 use half::{bf16, f16};
 
 /// A splitmix64 generator.
@@ -68,17 +69,26 @@ pub(crate) struct Filled {
     pub store: HostStore,
     pool: Pool,
     tokens: usize,
+    pub estimator: Box<dyn Estimator>,
 }
 
 impl Filled {
     pub(crate) fn new(head_dim: usize, dtype: Dtype, mirror: Mirror, tokens: usize, seed: u64) -> Filled {
+        let format = MirrorFormat::new(mirror, 64).unwrap();
+        let k = Tensor::random(dtype, tokens * head_dim, 1.0, seed);
+        Filled::with_keys(head_dim, format, &k, seed + 1)
+    }
+
+    /// With these keys, `[tokens, head_dim]`.
+    pub(crate) fn with_keys(head_dim: usize, format: MirrorFormat, k: &Tensor, seed: u64) -> Filled {
+        let dtype = k.rows().dtype();
+        let tokens = k.rows().len() / head_dim;
         let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim, dtype };
-        let mut pool = Pool::new(&shape, tokens.div_ceil(16), 1, tokens);
-        let mut store = HostStore::new("test", shape, mirror.kind(), pool.slots(), pool.pages()).unwrap();
-        let (k, v) = (
-            Tensor::random(dtype, tokens * head_dim, 1.0, seed),
-            Tensor::random(dtype, tokens * head_dim, 1.0, seed + 1),
-        );
+        let extents = TableExtents::with_group(&shape, 1, tokens, format.blocks());
+        let mut pool = Pool::with_extents(tokens.div_ceil(16), tokens, extents);
+        let mut store = HostStore::new("test", shape, format, pool.slots(), pool.pages()).unwrap();
+        let estimator = estimator(format, &shape);
+        let v = Tensor::random(dtype, tokens * head_dim, 1.0, seed);
         pool.add_sequence().unwrap();
         let reservation = pool.reserve(0, &[(0, tokens)]).unwrap();
         let step = AppendStep {
@@ -89,9 +99,9 @@ impl Filled {
             k: k.rows(),
             v: v.rows(),
         };
-        append::append(&mut store, pool.tables(), &step);
+        append::append(&mut store, &*estimator, pool.tables(), &step);
         pool.commit(reservation);
-        Filled { store, pool, tokens }
+        Filled { store, pool, tokens, estimator }
     }
 
     pub(crate) fn view(&self) -> HeadView<'_> {

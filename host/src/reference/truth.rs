@@ -59,15 +59,15 @@ pub fn true_masses(view: &HeadView<'_>, q: &[f32], scale: f32) -> Vec<Vec<f64>> 
 pub fn plan(view: &HeadView<'_>, q: &[f32], scale: f32, limits: Limits, mass: f32) -> Plan {
     let masses = true_masses(view, q, scale);
     let blocks = view.blocks();
-    let rank: Vec<f64> = (0..blocks).map(|b| masses.iter().map(|row| row[b]).sum()).collect();
-    let mut order: Vec<u32> = (0..blocks as u32).collect();
-    order.sort_by(|&a, &b| {
-        let key = |x: u32| {
-            (limits.forced(x as usize), if limits.forced(x as usize) { 0.0 } else { rank[x as usize] })
-        };
+    let rank: Vec<f64> =
+        (0..limits.units()).map(|u| masses.iter().flat_map(|row| &row[limits.blocks_of(u)]).sum()).collect();
+    let mut units: Vec<usize> = (0..limits.units()).collect();
+    units.sort_by(|&a, &b| {
+        let key = |u: usize| (limits.forced_unit(u), if limits.forced_unit(u) { 0.0 } else { rank[u] });
         let ((fa, ra), (fb, rb)) = (key(a), key(b));
         fb.cmp(&fa).then(rb.total_cmp(&ra)).then(a.cmp(&b))
     });
+    let order: Vec<u32> = units.into_iter().flat_map(|u| limits.blocks_of(u)).map(|b| b as u32).collect();
     let prefix = |row: &Vec<f64>| {
         let mut sum = 0.0;
         order
@@ -79,7 +79,8 @@ pub fn plan(view: &HeadView<'_>, q: &[f32], scale: f32, limits: Limits, mass: f3
             .map_or(blocks, |i| i + 1)
     };
     let wanted = masses.iter().map(prefix).max().unwrap_or(0);
-    let count = wanted.max(limits.forced_blocks()).min(blocks);
+    let count = wanted.max(limits.floor).max(limits.forced_blocks()).min(blocks);
+    let count = limits.whole_units(&order, count);
     if count == blocks {
         return Plan::identity(blocks, masses.len());
     }

@@ -11,7 +11,7 @@ use psa::{
 pub struct Random(pub u64);
 
 impl Random {
-    fn bits(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -97,7 +97,12 @@ impl Batch {
 
     /// A cache with all the tokens, and the sequences.
     pub fn cache(&self, device: &Device, mirror: Mirror) -> (KvCache, Vec<SequenceId>) {
-        let mut cache = KvCache::new(device, self.shape, self.config(mirror)).unwrap();
+        self.cache_with(device, self.config(mirror))
+    }
+
+    /// The same with other settings.
+    pub fn cache_with(&self, device: &Device, config: CacheConfig) -> (KvCache, Vec<SequenceId>) {
+        let mut cache = KvCache::new(device, self.shape, config).unwrap();
         let sequences: Vec<_> = (0..self.lengths.len())
             .map(|i| {
                 let sequence = cache.add_sequence().unwrap();

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{
-    LENGTHS, difference, f32_bound, reference_bound, shapes, shares, torch, torch_16_bit_bound,
+    LENGTHS, device_bound, difference, reference_bound, shapes, shares, torch, torch_16_bit_bound,
     torch_f32_bound,
 };
 use psa::{Device, Dtype, Mirror, Policy};
@@ -36,7 +36,7 @@ fn cpu_and_kernels_are_torch_in_f64_and_in_f32() {
             let outcome = run(&device, &workload, Mirror::Bits2, Policy::Dense).unwrap();
             for (i, s) in workload.sequences.iter().enumerate() {
                 let what = format!("{}, {shape:?}, {} tokens", device.name(), s.tokens);
-                let ours = |h| f32_bound(&device, &shape, s, &outcome, i, h);
+                let ours = |h| device_bound(&device, &shape, s, &outcome, i, h);
                 let exact = torch(&shape, s, None, Kind::Double);
                 assert_eq!(difference(&shape, &exact, &outcome, i, ours), None, "{what}, f64");
 
@@ -62,7 +62,7 @@ fn cpu_and_kernels_are_torch_in_sixteen_bits() {
                 let want = torch(&shape, s, None, kind);
                 // Our own error comes on top. Torch's lse in 16 bits is too coarse to say anything.
                 let bound = |h| {
-                    let ours = f32_bound(&device, &shape, s, &outcome, i, h).0;
+                    let ours = device_bound(&device, &shape, s, &outcome, i, h).0;
                     let torch = torch_16_bit_bound(&shape, s, None, h);
                     (ours.iter().zip(torch).map(|(a, b)| a + b).collect(), None)
                 };

@@ -5,7 +5,9 @@
 
 mod common;
 
-use common::{LENGTHS, difference, f32_bound, mask, reference_bound, shapes, shares, torch, torch_f32_bound};
+use common::{
+    LENGTHS, device_bound, difference, mask, reference_bound, shapes, shares, torch, torch_f32_bound,
+};
 use psa::{Budget, Device, Dtype, Mirror, Policy, Shape};
 use psa_tests::{Outcome, Workload, run};
 use psa_torch_oracle::Kind;
@@ -39,7 +41,7 @@ fn compare(
         if device.name() == "reference" {
             return reference_bound(&shape, &want, h);
         }
-        let (mut out, mut lse) = f32_bound(device, &shape, s, outcome, i, h);
+        let (mut out, mut lse) = device_bound(device, &shape, s, outcome, i, h);
         if kind == Kind::Float {
             let (torch_out, torch_lse) = torch_f32_bound(&shape, s, h);
             out.iter_mut().for_each(|x| *x += torch_out);

@@ -3,7 +3,7 @@
 
 use kernels_gpu::{gather, plan};
 use psa::driver::{Driver, DriverError};
-use psa::reference::plan::{Limits, plan as reference_plan};
+use psa::reference::plan::{Goal, Limits, plan as reference_plan};
 use psa_codegen::{DevicePtr, DevicePtrMut};
 use psa_tests::Rng;
 
@@ -196,8 +196,8 @@ fn run_plan(
     for (b, &tokens) in masses.tokens.iter().enumerate() {
         let blocks = kernels_gpu::layout::blocks(tokens);
         let heads: Vec<Vec<f32>> = rows[b].iter().map(|row| row[..blocks].to_vec()).collect();
-        let limits = Limits { tokens, sink: SINK, recent: RECENT };
-        let want = reference_plan(&heads, limits, target, budget);
+        let limits = Limits::new(tokens, SINK, RECENT);
+        let want = reference_plan(&heads, limits, Goal::of_target(target), budget);
         let head = b * group..(b + 1) * group;
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         let order = &order[b * max_blocks..][..blocks];

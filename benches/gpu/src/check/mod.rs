@@ -1,7 +1,7 @@
 //! `psa-gpu check`: every kernel of the PTX against the reference.
 //!
 //! Estimates, plans and the blocks read are compared bit for bit; outputs and log-sum-exps with the bound of
-//! f32 arithmetic over instructions as inexact as the PTX ISA allows (`psa_tests::f32_bounds`). Then the same
+//! the kernels' arithmetic over instructions as inexact as the PTX ISA allows (`psa_tests::step_bounds`). Then the same
 //! step again and again, and in other batches: the same bits. A case counts for every kernel it launched, and
 //! a kernel that no case launched is a failure.
 
@@ -187,7 +187,7 @@ mod tests {
         let outcome = tally.finish();
         assert!(!outcome.good());
         assert_eq!(outcome.untouched.len(), kernels_gpu::kernels().len());
-        assert!(outcome.text().contains("no case launched attend_bf16_d128_g8"), "{}", outcome.text());
+        assert!(outcome.text().contains("no case launched attend_bf16_d128"), "{}", outcome.text());
     }
 
     #[test]
@@ -201,7 +201,7 @@ mod tests {
             Err("wrong".into())
         });
         let outcome = tally.finish();
-        let merge = outcome.kernels.iter().find(|k| k.kernel == "merge_f16_d64_g1").unwrap();
+        let merge = outcome.kernels.iter().find(|k| k.kernel == "merge_f16_d64").unwrap();
         assert_eq!((merge.tried, merge.passed, merge.failures.len()), (1, 0, 1));
         assert!(outcome.text().contains("FAILED: bad: wrong"));
     }

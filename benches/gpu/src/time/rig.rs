@@ -6,7 +6,6 @@
 
 use std::fmt;
 
-use kernels_gpu::attend::head_tile;
 use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_SPLITS, MirrorKind, QUANT_GROUP, blocks, splits};
 use kernels_gpu::numeric::fixed_target;
 use psa::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
@@ -24,6 +23,8 @@ pub const KV_HEADS: usize = 8;
 /// Elements of a head.
 pub const HEAD_DIM: usize = 128;
 const MIRROR: Mirror = Mirror::Bits2;
+/// Its pages.
+const KIND: MirrorKind = MirrorKind::Planes(1);
 const SINK: usize = 1;
 const RECENT: usize = 2;
 
@@ -193,7 +194,7 @@ impl Rig {
 
     fn fill(m: &mut Holder<'_>, setting: Setting, template: &Template) -> Result<Rig, Error> {
         let shape = shape(setting.group);
-        let kind = MIRROR.kind();
+        let kind = KIND;
         let (rows, nb) = (setting.batch * KV_HEADS, blocks(setting.tokens));
         let max_blocks = nb.next_multiple_of(BLOCKS_PER_GROUP);
         let ng = max_blocks / BLOCKS_PER_GROUP;
@@ -214,7 +215,6 @@ impl Rig {
 
         let (b, qh) = (setting.batch, shape.q_heads * setting.batch);
         let max_splits = splits(max_blocks).min(MAX_SPLITS);
-        let tile = head_tile(setting.group);
         let batch = BatchAddresses {
             batch: b,
             max_tokens: setting.tokens,
@@ -231,8 +231,8 @@ impl Rig {
             count: m.alloc(4 * rows, "count")?,
             peak: m.alloc(4 * qh, "peak")?,
             rest: m.alloc(8 * qh, "rest")?,
-            partial: m.alloc(4 * rows * max_splits * tile * HEAD_DIM, "partial")?,
-            partial_ml: m.alloc(8 * rows * max_splits * tile, "partial_ml")?,
+            partial: m.alloc(4 * rows * max_splits * setting.group * HEAD_DIM, "partial")?,
+            partial_ml: m.alloc(8 * rows * max_splits * setting.group, "partial_ml")?,
             out: m.alloc(4 * qh * HEAD_DIM, "out")?,
             lse: m.alloc(4 * qh, "lse")?,
             read: m.alloc(8 * rows, "read")?,
@@ -266,7 +266,7 @@ impl Rig {
     pub fn reads(&self, driver: &mut dyn Driver, arm: Arm) -> Result<Reads, Error> {
         let Setting { batch, tokens, group } = self.setting;
         let (rows, nb) = (batch * KV_HEADS, blocks(tokens));
-        let (heads, kind) = (rows * group, MIRROR.kind());
+        let (heads, kind) = (rows * group, KIND);
         let read: Vec<u32> = download(driver, self.step.read, 2 * rows)?;
         let count: Vec<u32> = download(driver, self.step.count, rows)?;
         Ok(Reads {
@@ -278,7 +278,7 @@ impl Rig {
             query_bytes: (2 * heads * HEAD_DIM) as u64,
             out_bytes: (4 * heads * HEAD_DIM + 4 * heads) as u64,
             log_mass_bytes: (4 * heads * nb) as u64,
-            partial_bytes: (4 * rows * splits(nb) * head_tile(group) * (HEAD_DIM + 2)) as u64,
+            partial_bytes: (4 * rows * splits(nb) * group * (HEAD_DIM + 2)) as u64,
             ranked: arm != Arm::Dense,
         })
     }

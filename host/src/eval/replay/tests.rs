@@ -163,7 +163,8 @@ fn impossible_selections_are_refused() {
 fn errors_of_the_cache_name_the_case_and_the_policy() {
     let case = synthetic("case5", 1, 1, 40, 1);
     let truth = Truth::of(&case, 0.125, None).unwrap();
-    let entrant = Entrant { policy: "quest:0.5".parse().unwrap(), mirror: Mirror::Bits2 };
+    let entrant =
+        Entrant { mirror: Mirror::Bits2, ..Entrant::new("quest:0.5".parse().unwrap(), Mirror::Box) };
     let error = evaluate(&[(&case, &truth)], 0.125, &[entrant], &options(Device::cpu()), &|_| ());
     let error = error.err().unwrap().to_string();
     assert!(error.starts_with("case5, quest:0.5: ") && error.contains("box mirror"), "{error}");

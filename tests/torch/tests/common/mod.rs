@@ -3,7 +3,7 @@
 
 use approx::abs_diff_eq;
 use psa::{Device, Dtype, Shape};
-use psa_tests::{Outcome, Sequence, f32_bounds, kernel_depth};
+use psa_tests::{Arithmetic, Outcome, Sequence, step_bounds};
 use psa_torch_oracle::{Answer, Attention, Kind};
 
 /// A batch of unequal lengths: less than a block, a block and one token, a full group, many of both.
@@ -81,9 +81,8 @@ pub fn reference_bound(shape: &Shape, want: &Answer, head: usize) -> (Vec<f64>, 
     (out, Some(bound(want.lse[head])))
 }
 
-/// What a step in f32 on `device` may differ by from torch in f64: the bound of the harness. The kernels'
-/// sums have a known depth; the cpu's order is its own, as if all additions were in a row.
-pub fn f32_bound(
+/// What a step on `device` may differ by from torch in f64: the bound of the harness.
+pub fn device_bound(
     device: &Device,
     shape: &Shape,
     s: &Sequence,
@@ -92,8 +91,9 @@ pub fn f32_bound(
     head: usize,
 ) -> (Vec<f64>, Option<f64>) {
     let topups = outcome.heads[i][head / shape.group()].topups;
-    let depth = if device.name() == "emulator" { kernel_depth(s.tokens, topups) } else { s.tokens };
-    let (out, lse) = f32_bounds(shape, s, head, scale(shape), depth);
+    let arithmetic =
+        if device.name() == "emulator" { Arithmetic::Kernels { topups } } else { Arithmetic::F32 };
+    let (out, lse) = step_bounds(shape, s, head, scale(shape), arithmetic);
     (vec![out; shape.head_dim], Some(lse))
 }
 
@@ -101,7 +101,7 @@ pub fn f32_bound(
 /// exponential inside attention is good to 20 units in the last place (`exp_u20`), of every weight and of
 /// their sum.
 pub fn torch_f32_bound(shape: &Shape, s: &Sequence, head: usize) -> (f64, f64) {
-    let (out, lse) = f32_bounds(shape, s, head, scale(shape), s.tokens);
+    let (out, lse) = step_bounds(shape, s, head, scale(shape), Arithmetic::F32);
     let value = s.v.to_f64().iter().fold(0.0f64, |a, x| a.max(x.abs()));
     (out + 2.0 * 20.0 * (-23f64).exp2() * value, lse)
 }
