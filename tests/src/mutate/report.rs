@@ -23,6 +23,8 @@ pub struct Score {
     pub explained: usize,
     /// Neither, not explained.
     pub unexplained: usize,
+    /// Of those: the changed instruction is executed by no scene, so nothing could see it.
+    pub unreached: usize,
     /// Not loaded.
     pub refused: usize,
     /// By checker, most first.
@@ -30,14 +32,15 @@ pub struct Score {
 }
 
 impl Score {
-    /// Share reported by checkers, in percent of all mutants that load.
+    /// Share reported by checkers, in percent of the mutants that load and are executed.
     pub fn reported_percent(&self) -> f64 {
-        100.0 * self.reported as f64 / (self.mutants - self.refused).max(1) as f64
+        100.0 * self.reported as f64 / (self.mutants - self.refused - self.unreached).max(1) as f64
     }
 
-    /// Share reported or wrong, in percent of all mutants that load.
+    /// Share reported or wrong, in percent of the mutants that load and are executed.
     pub fn noticed_percent(&self) -> f64 {
-        100.0 * (self.reported + self.wrong) as f64 / (self.mutants - self.refused).max(1) as f64
+        100.0 * (self.reported + self.wrong) as f64
+            / (self.mutants - self.refused - self.unreached).max(1) as f64
     }
 }
 
@@ -60,10 +63,13 @@ pub fn scores(verdicts: &[Verdict], explanations: &[Explanation]) -> Vec<Score> 
                     }
                     Outcome::Wrong => s.wrong += 1,
                     Outcome::Refused(_) => s.refused += 1,
-                    Outcome::Survived => match explained::reason(explanations, &v.mutant.id) {
-                        Some(_) => s.explained += 1,
-                        None => s.unexplained += 1,
-                    },
+                    Outcome::Survived => {
+                        s.unreached += usize::from(!v.executed);
+                        match explained::reason(explanations, &v.mutant.id) {
+                            Some(_) => s.explained += 1,
+                            None => s.unexplained += 1,
+                        }
+                    }
                 }
             }
             s.by.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -112,6 +118,7 @@ pub fn table(scores: &[Score], markdown: bool) -> String {
             "reported",
             "wrong bytes",
             "survived",
+            "not executed",
             "unexplained",
             "reported %",
             "noticed %",
@@ -127,19 +134,20 @@ pub fn table(scores: &[Score], markdown: bool) -> String {
             s.reported.to_string(),
             s.wrong.to_string(),
             (s.explained + s.unexplained).to_string(),
+            s.unreached.to_string(),
             s.unexplained.to_string(),
             format!("{:.1}", s.reported_percent()),
             format!("{:.1}", s.noticed_percent()),
             by.join(", "),
         ]);
     }
-    let widths: Vec<usize> = (0..9).map(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0)).collect();
+    let widths: Vec<usize> = (0..10).map(|i| rows.iter().map(|r| r[i].len()).max().unwrap_or(0)).collect();
     let mut out = String::new();
     for (n, row) in rows.iter().enumerate() {
         if markdown {
             let _ = writeln!(out, "| {} |", row.join(" | "));
             if n == 0 {
-                let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|---|");
+                let _ = writeln!(out, "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|");
             }
             continue;
         }
@@ -147,7 +155,7 @@ pub fn table(scores: &[Score], markdown: bool) -> String {
             let w = widths[i];
             let _ = match i {
                 0 => write!(out, "{cell:<w$}"),
-                8 => write!(out, "  {cell}"),
+                9 => write!(out, "  {cell}"),
                 _ => write!(out, "  {cell:>w$}"),
             };
         }
@@ -190,7 +198,8 @@ pub fn document(verdicts: &[Verdict], explanations: &[Explanation], kernels: &[S
             let why = match (&v.outcome, explained::reason(explanations, &v.mutant.id)) {
                 (Outcome::Wrong, why) => format!("wrong bytes, no report. {}", why.unwrap_or("")),
                 (_, Some(why)) => why.to_owned(),
-                (_, None) => "**not explained**".into(),
+                (_, None) if !v.executed => "Executed by no scene.".into(),
+                (_, None) => "No reason yet.".into(),
             };
             let _ = writeln!(out, "* `{}`, line {}: {}. {}", v.mutant.id, v.line, change(v), why.trim_end());
         }
@@ -211,7 +220,10 @@ schedules, otherwise under one.
 * *wrong bytes*: no finding, but memory after the launch differs from the clean run in at least one byte. Of the \
 classes other than synchronisation a mutant ends at whichever comes first.
 * *noticed*: reported or wrong bytes.
-* *survived*: neither. Each survivor is named below with the reason why nothing can see it, or the run fails.
+* *survived*: neither. Each is named below. Of synchronisation, each has a reason, or the run fails.
+* *not executed*: of those that survived, the ones whose instruction no scene executes. They are left out of the \
+percentages, not of the list.
+* *unexplained*: survivors without a reason yet.
 
 What is changed: *synchronisation*: barriers, waits, fences deleted or weakened, orders and scopes of atomics \
 relaxed, masks of warp-wide instructions halved; *bounds*: integer comparisons off by one; *predicate*: guards negated \
