@@ -150,3 +150,35 @@ fn a_copy_without_noinc_changes_no_count_and_an_ignored_source_gives_zeros() {
     let r = run(&copy(""));
     assert!(r.report.findings.iter().any(|f| f.class == Class::Race), "{:#?}", r.report.findings);
 }
+
+#[test]
+fn copies_are_behind_the_arrival_of_their_warp_and_not_behind_its_later_ones() {
+    // The producer's warp arrives first and goes on; the phase is completed by the other warp.
+    let body = "mov.u32 %r1, dyn; add.u32 %r2, %r1, 512; setp.eq.u32 %p1, %t, 0; mov.u32 %r3, 64;\n\
+        @%p1 mbarrier.init.shared.b64 [%r2], %r3;\nbar.sync 0;\n\
+        setp.ge.u32 %p2, %t, 32; @%p2 bra SECOND;\n\
+        shl.b32 %r4, %t, 4; add.u32 %r4, %r1, %r4; mul.wide.u32 %rd1, %t, 16; add.u64 %rd1, %in, %rd1;\n\
+        cp.async.cg.shared.global [%r4], [%rd1], 16;\ncp.async.mbarrier.arrive.shared.b64 [%r2];\n\
+        mbarrier.arrive.shared.b64 %rd2, [%r2];\n\
+        bar.warp.sync -1; bar.warp.sync -1; mov.u32 %r5, 0;\n\
+        SPIN: add.u32 %r5, %r5, 1; setp.lt.u32 %p3, %r5, 50; @%p3 bra SPIN; bra WAIT;\n\
+        SECOND: mov.u32 %r5, 0;\nSPIN2: add.u32 %r5, %r5, 1; setp.lt.u32 %p3, %r5, 40; @%p3 bra SPIN2;\n\
+        mbarrier.arrive.shared.b64 %rd2, [%r2];\n\
+        WAIT: mbarrier.test_wait.shared.b64 %p4, [%r2], %rd2; @!%p4 bra WAIT;\n\
+        and.b32 %r6, %t, 31; mov.u32 %r7, 31; sub.u32 %r6, %r7, %r6; shl.b32 %r6, %r6, 4; add.u32 %r6, %r6, %r1;\n\
+        ld.shared.u32 %r8, [%r6]; st.global.u32 [%my], %r8;";
+    let text = kernel(".extern .shared .align 16 .b8 dyn[];", body);
+    let input: Vec<u32> = (0..128).collect();
+    for seed in 0..12 {
+        let options = Options { seed, ..Options::default() };
+        let config = LaunchConfig { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 520 };
+        let r = run_with(&text, options, config, &input, 64);
+        assert!(r.report.is_clean(), "{:#?}", r.report.findings);
+        assert!((0..64).all(|t| r.out[t] == 4 * (31 - t as u32 % 32)));
+    }
+    // Without the wait the reads are reported.
+    let early = text.replace("@!%p4 bra WAIT;", "");
+    let config = LaunchConfig { grid: [1, 1, 1], block: [64, 1, 1], shared_bytes: 520 };
+    let r = run_with(&early, Options::default(), config, &input, 64).report;
+    assert!(r.findings.iter().any(|f| f.class == Class::Race), "{:#?}", r.findings);
+}

@@ -175,3 +175,33 @@ fn device_prints_arrive_in_the_report() {
     let r = run(&kernel(extra, body), 32, 0, &[0], 32);
     assert_eq!(r.report.output, "x=-7 1.500000!\n");
 }
+
+#[test]
+fn tiles_of_a_warp_name_their_own_sets_at_one_instruction() {
+    // Four tiles of 8 lanes; those of odd tiles come later, and by halves.
+    let body = "and.b32 %r1, %t, 24; mov.u32 %r2, 255; shl.b32 %r2, %r2, %r1; mov.u32 %r5, 0;\n\
+        and.b32 %r3, %t, 8; setp.ne.u32 %p1, %r3, 0; and.b32 %r4, %t, 4; setp.ne.u32 %p2, %r4, 0;\n\
+        and.pred %p3, %p1, %p2;\n@%p3 bra LATE;\nS: shfl.sync.bfly.b32 %r6, %t, 7, 6175, %r2;\n\
+        redux.sync.add.s32 %r7, %t, %r2; bar.warp.sync %r2; bra E;\n\
+        LATE: add.u32 %r5, %r5, 1; setp.lt.u32 %p4, %r5, 10; @%p4 bra LATE; bra S;\n\
+        E: mad.lo.u32 %r6, %r6, 1000, %r7; st.global.u32 [%my], %r6;";
+    for seed in seeds() {
+        let options = Options { seed, ..Options::default() };
+        let r = run_with(&kernel("", body), options, cfg(1, 32, 0), &[0], 32);
+        assert!(r.report.is_clean(), "{:#?}", r.report.findings);
+        for t in 0..32u32 {
+            let tile = t / 8 * 8;
+            assert_eq!(r.out[t as usize], (t ^ 7) * 1000 + (tile..tile + 8).sum::<u32>());
+        }
+    }
+}
+
+#[test]
+fn a_set_that_names_a_lane_with_another_set_is_found() {
+    // Lane 8 names the first tile, which does not name it; nobody of its own tile can wait for it.
+    let body = "and.b32 %r1, %t, 24; setp.eq.u32 %p1, %t, 8; selp.u32 %r1, 0, %r1, %p1;\n\
+        mov.u32 %r2, 255; shl.b32 %r2, %r2, %r1;\nredux.sync.add.s32 %r3, %t, %r2;";
+    let r = run(&kernel("", body), 32, 0, &[0], 1).report;
+    let kinds: Vec<(&str, u32)> = r.findings.iter().map(|f| (f.kind.as_str(), f.lanes)).collect();
+    assert_eq!(kinds, [("outside its mask", 1 << 8), ("mask mismatch", 1 << 8)]);
+}

@@ -1,4 +1,5 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | mutate | seeds | generate | gpu-bundle | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | mutate | seeds | dist | generate |
+//! gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -6,6 +7,7 @@
 mod demo;
 mod device;
 mod device_crates;
+mod dist;
 mod doctor;
 mod error;
 mod generate;
@@ -110,14 +112,14 @@ enum Task {
     },
     /// Show one kernel's code under its Rust lines, its resources and instruction mix
     #[command(
-        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128_g4                 machine code, sm_90; `>` marks the main loop\n  \
-                            cargo xtask inspect attend_bf16_d128_g4 --src --sm 120  Rust lines, how many instructions each became\n  \
+        after_help = "Examples:\n  cargo xtask inspect attend_bf16_d128                 machine code, sm_90; `>` marks the main loop\n  \
+                            cargo xtask inspect attend_bf16_d128 --src --sm 120  Rust lines, how many instructions each became\n  \
                             cargo xtask inspect score_f16_d64_p1 --ptx              PTX\n\n\
                             Needs ptxas and nvdisasm, and the device compiler for the lines: `cargo xtask setup --for build-ptx`.\n\
                             An instruction of core or of a macro counts for the line of this workspace before it."
     )]
     Inspect {
-        /// The entry, as attend_bf16_d128_g4; a wrong name lists the near ones
+        /// The entry, as attend_bf16_d128; a wrong name lists the near ones
         kernel: String,
         /// Compute capability: 80, 86, 89, 90, 100 or 120
         #[arg(long, value_name = "SM", default_value_t = 90)]
@@ -131,6 +133,21 @@ enum Task {
         /// List Rust lines with their counts of instructions
         #[arg(long, conflicts_with_all = ["sass", "ptx"])]
         src: bool,
+    },
+    /// Make the folder that other projects load the kernels from: PTX, cubins, manifest, C header, docs
+    #[command(
+        after_help = "Examples:\n  cargo xtask dist                    target/dist/psa-kernels-VERSION\n  \
+                            cargo xtask dist --out /tmp/kernels\n\n\
+                            The same commit and ptxas give the same bytes. Without ptxas the cubins are left out, and the README says so.\n\
+                            docs/reuse.md: how to use it from C, Rust and Python."
+    )]
+    Dist {
+        /// The folder that the versioned folder goes into [default: dist in the target folder]
+        #[arg(long, value_name = "DIR")]
+        out: Option<std::path::PathBuf>,
+        /// Leave the cubins out (10 MB)
+        #[arg(long)]
+        without_cubins: bool,
     },
     /// Write the forwarding functions of cuda-shim from cust_raw's bindings
     #[command(
@@ -219,6 +236,7 @@ fn main() -> ExitCode {
             };
             inspect::inspect(&workspace, &kernel, sm, view)
         }
+        Task::Dist { out, without_cubins } => dist::dist(&workspace, &dist::Options { out, without_cubins }),
         Task::Generate { check } => generate::generate(&workspace, check),
         Task::GpuBundle { out, selftest } => {
             gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })

@@ -108,6 +108,7 @@ impl Machine<'_> {
                 src: w.addr[lane],
                 group: w.committed[lane],
                 bar: None,
+                time: 0,
             });
         }
     }
@@ -194,7 +195,10 @@ impl Machine<'_> {
                 }
             }
             if check_race {
-                race::landed(&mut records[race::within(dst, total)], now);
+                race::landed(
+                    &mut records[race::within(dst, total)],
+                    if p.bar.is_some() { p.time } else { now },
+                );
             }
             if check_init {
                 shared_known.set(dst, total);

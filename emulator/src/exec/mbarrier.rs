@@ -104,9 +104,10 @@ impl Machine<'_> {
                         Mbar::Arrive { drop: true, .. } => fewer = arg,
                         Mbar::CopyArrive { counted } => {
                             count = u64::from(counted);
+                            let time = cta.warps[wi].clock.time;
                             let copies = cta.warps[wi].pending.iter_mut();
                             for c in copies.filter(|c| usize::from(c.lane) == lane && c.bar.is_none()) {
-                                c.bar = Some(at as u32);
+                                (c.bar, c.time) = (Some(at as u32), time);
                             }
                         }
                         _ => {}

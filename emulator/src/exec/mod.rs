@@ -78,6 +78,8 @@ struct Pending {
     group: u32,
     /// mbarrier whose phase it belongs to.
     bar: Option<u32>,
+    /// Time of the arrival there: who waits for the phase is ordered behind it.
+    time: u32,
 }
 
 struct Warp {

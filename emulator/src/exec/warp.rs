@@ -7,6 +7,14 @@ use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_END, funct
 use crate::report::Class;
 use crate::types::Space;
 
+/// Lanes of `mask` name different member sets in `m`.
+#[inline]
+fn several_sets(w: &Warp, mask: u32, m: R) -> bool {
+    let named = w.bank.r32(m);
+    let first = named[mask.trailing_zeros() as usize];
+    lanes(mask).any(|i| named[i] != first)
+}
+
 impl Machine<'_> {
     /// Executes `op` for the lanes `mask` of group `gi`.
     #[inline]
@@ -152,13 +160,22 @@ impl Machine<'_> {
                 self.wrote(w, mask, d);
             }
             Op::Bar { .. } => return self.barrier(op, cta, wi, pc, mask, gi),
-            Op::WarpSync { mask: m } => return self.warp_sync(&mut cta.warps[wi], pc, mask, gi, m),
+            Op::WarpSync { mask: m } => {
+                let w = &mut cta.warps[wi];
+                if several_sets(w, mask, m) {
+                    return self.by_set(op, w, pc, mask, gi, m);
+                }
+                return self.warp_sync(w, pc, mask, gi, m);
+            }
             Op::Shfl { mask: m, .. }
             | Op::Vote { mask: m, .. }
             | Op::Match { mask: m, .. }
             | Op::Redux { mask: m, .. }
             | Op::Elect { mask: m, .. } => {
                 let w = &mut cta.warps[wi];
+                if several_sets(w, mask, m) {
+                    return self.by_set(op, w, pc, mask, gi, m);
+                }
                 let members = match self.members(w, pc, mask, gi, m) {
                     Ok(m) => m,
                     Err(flow) => return flow,
@@ -226,19 +243,62 @@ impl Machine<'_> {
         let first = mask.trailing_zeros() as usize;
         let members = w.bank.r32(m)[first];
         let live = w.exists & !w.exited;
-        // Lanes may name different sets; those that agree with the first go together.
-        let same: u32 = lanes(mask).filter(|&i| w.bank.r32(m)[i] == members).fold(0, |s, i| s | 1 << i);
-        if same != mask && self.check_sync {
-            let other = mask & !same;
-            self.find(Class::Sync, "mask mismatch", w.index, pc, other, None, || {
-                format!("lanes {other:#010x} give another member mask than {members:#010x}")
-            });
-        }
         let missing = members & live & !mask;
         if missing != 0 && !w.groups[gi].forced {
             return Err(Flow::Wait(State::Sync(members & live)));
         }
         w.groups[gi].forced = false;
+        self.outside(w, pc, mask, members);
+        Ok(members)
+    }
+
+    /// A `.sync` whose lanes name several sets, as the tiles of a warp do: each set by itself. Sets that
+    /// are complete go on, the lanes of the others wait here.
+    #[cold]
+    fn by_set(&mut self, op: &Op, w: &mut Warp, pc: u32, mask: u32, gi: usize, m: R) -> Flow {
+        self.check_regs(w, pc, mask, &[m]);
+        let live = w.exists & !w.exited;
+        let forced = std::mem::take(&mut w.groups[gi].forced);
+        let (mut left, mut done, mut need) = (mask, 0u32, 0u32);
+        while left != 0 {
+            let named = *w.bank.r32(m);
+            let members = named[left.trailing_zeros() as usize];
+            let part = lanes(left).filter(|&i| named[i] == members).fold(0u32, |s, i| s | 1 << i);
+            left &= !part;
+            if members & live & !mask != 0 && !forced {
+                need |= members & live;
+                continue;
+            }
+            // A member that is here and names another set will never come.
+            let other = members & mask & !part;
+            if other != 0 && self.check_sync {
+                self.find(Class::Sync, "mask mismatch", w.index, pc, other, None, || {
+                    format!(
+                        "lanes {other:#010x} give another member mask than {members:#010x}, which names them"
+                    )
+                });
+            }
+            self.outside(w, pc, part, members);
+            w.clock.sync(part & members, live);
+            if !matches!(op, Op::WarpSync { .. }) {
+                self.across(op, w, pc, part, members);
+            }
+            done |= part;
+        }
+        if done == mask {
+            return Flow::Next;
+        }
+        if done == 0 {
+            return Flow::Wait(State::Sync(need));
+        }
+        let waiting = super::Group { pc, mask: mask & !done, state: State::Sync(need), forced: false };
+        w.groups[gi].mask = done;
+        w.groups.push(waiting);
+        Flow::Again
+    }
+
+    /// Reports lanes whose member mask leaves them out.
+    fn outside(&mut self, w: &Warp, pc: u32, mask: u32, members: u32) {
         let outside = mask & !members;
         if outside != 0 && self.check_sync {
             self.find(Class::Sync, "outside its mask", w.index, pc, outside, None, || {
@@ -247,7 +307,6 @@ impl Machine<'_> {
                 )
             });
         }
-        Ok(members)
     }
 
     fn warp_sync(&mut self, w: &mut Warp, pc: u32, mask: u32, gi: usize, m: R) -> Flow {
