@@ -4,6 +4,8 @@
 //! All are batches of sequences for one layer. [`traces`] is what is in the file; [`layer_8b`] is the same
 //! scores in the shape of a larger model's layer.
 
+pub mod emulated;
+
 use half::f16;
 use psa::{CacheConfig, Capacity, Device, Dtype, KvCache, Mirror, SequenceId, Shape};
 use psa_tests::{Sequence, Tensor, Workload};

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::expression::{Op, Relation};
+
 /// One PTX entry: how to find it, what it takes, how it wants to be launched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelDescriptor {
@@ -26,9 +28,66 @@ pub struct KernelDescriptor {
     pub shared_bytes: u32,
     /// Lowest compute capability, as 80 for 8.0.
     pub min_sm: u32,
+    /// What a launch must keep beside block and shared memory; see [`crate::contract`].
+    pub contract: Contract,
+    /// What a request must keep for this instance to serve it; see [`crate::family`].
+    pub feasible: &'static [Line],
+    /// What [`Family::prefer`](crate::Family) compares, of this instance.
+    pub cost: &'static [Op],
+}
+
+/// The part of a kernel's contract that its attribute states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contract {
+    /// Blocks along x, y and z.
+    pub grid: [GridRule; 3],
+    /// Relations between arguments, buffer lengths and grid.
+    pub requires: &'static [Relation],
+    /// Pairs of parameters that may share memory although one of them is written. All other such pairs may not.
+    pub may_overlap: &'static [(usize, usize)],
+}
+
+/// How many blocks a grid has along one axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GridRule {
+    /// Any number; relations know it by this name where it has one.
+    Any(Option<&'static str>),
+    /// Exactly as many as an expression says.
+    Exactly {
+        /// As the attribute has it.
+        text: &'static str,
+        /// The expression.
+        ops: &'static [Op],
+    },
+}
+
+/// A line of a feasibility function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// What must hold.
+    pub relation: Relation,
+    /// Why.
+    pub reason: &'static str,
 }
 
 impl KernelDescriptor {
+    /// A kernel of no name with nothing to keep but a block of one thread: what `..` fills in where a
+    /// descriptor is written by hand.
+    pub const PLAIN: Self = Self {
+        name: "",
+        family: "",
+        specialisation: &[],
+        params: &[],
+        block: [1, 1, 1],
+        min_blocks_per_sm: None,
+        max_registers: None,
+        shared_bytes: 0,
+        min_sm: 80,
+        contract: Contract { grid: [GridRule::Any(None); 3], requires: &[], may_overlap: &[] },
+        feasible: &[],
+        cost: &[],
+    };
+
     /// Threads of a block.
     #[must_use]
     pub const fn threads(&self) -> u32 {
@@ -49,6 +108,58 @@ pub struct Param {
     pub name: &'static str,
     /// Its type.
     pub ty: ParamType,
+    /// What the kernel does with it.
+    pub access: Access,
+    /// Alignment of the value; of a buffer, that its address must have.
+    pub align: u32,
+    /// Bytes of a buffer's element; 0 for a scalar.
+    pub element_bytes: u32,
+}
+
+impl Param {
+    /// A scalar.
+    #[must_use]
+    pub const fn scalar(name: &'static str, ty: ParamType) -> Self {
+        Self { name, ty, access: Access::Value, align: ty.size(), element_bytes: 0 }
+    }
+
+    /// A buffer of elements of this size, aligned as they are.
+    #[must_use]
+    pub const fn buffer(name: &'static str, ty: ParamType, access: Access, element_bytes: u32) -> Self {
+        Self { name, ty, access, align: element_bytes, element_bytes }
+    }
+}
+
+/// What a kernel does with a parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Takes its value: a scalar.
+    Value,
+    /// Reads the buffer.
+    In,
+    /// Writes the buffer and does not read it; it may be uninitialised.
+    Out,
+    /// Reads and writes the buffer.
+    InOut,
+}
+
+impl Access {
+    /// As manifests have it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Value => "value",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::InOut => "inout",
+        }
+    }
+
+    /// Whether the kernel writes it.
+    #[must_use]
+    pub const fn writes(self) -> bool {
+        matches!(self, Self::Out | Self::InOut)
+    }
 }
 
 /// What a kernel parameter may be. Pointers name their element (lower case, as `bf16`).
@@ -100,6 +211,13 @@ impl fmt::Display for ParamType {
 }
 
 /// A type that a kernel family can be specialised for, under the name that its instances carry.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the type of a kernel's instance",
+    label = "not an element type",
+    note = "the types are bf16, f16, f32, f64 and the integers of 8 to 64 bits (on the host bf16 and f16 are those of \
+            the crate `half`); for a plain Copy type of your own write \
+            `impl psa_codegen::SpecType for X {{ const NAME: &str = \"x\"; }}`"
+)]
 pub trait SpecType: Copy + 'static {
     /// The type's name in lower case: the last part of its path, as `#[kernel]` writes it.
     const NAME: &'static str;
@@ -129,7 +247,7 @@ spec_type! {
 }
 
 /// A kernel family was asked for an instance that was not compiled.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "kernel family `{family}` has no instance {}; compiled are {}. Add the values to the instances(..) of its \
      #[kernel] and rebuild the PTX",
@@ -165,6 +283,15 @@ pub const fn checked_block(block: [u32; 3]) -> [u32; 3] {
     block
 }
 
+/// Used by `#[kernel]`: an alignment, or a compile error.
+#[doc(hidden)]
+#[must_use]
+pub const fn checked_align(align: u64, element: usize) -> u32 {
+    assert!(align.is_power_of_two() && align <= 256, "an alignment is a power of two up to 256 bytes");
+    assert!(align >= element as u64, "an alignment is at least that of the element");
+    align as u32
+}
+
 /// Used by `#[kernel]`: a size that a device can have, or a compile error.
 #[doc(hidden)]
 #[must_use]
@@ -187,12 +314,8 @@ mod tests {
                 name,
                 family: "attend",
                 specialisation: d,
-                params: &[],
                 block: [32, 4, 2],
-                min_blocks_per_sm: None,
-                max_registers: None,
-                shared_bytes: 0,
-                min_sm: 80,
+                ..KernelDescriptor::PLAIN
             }
         }
         [

@@ -1,112 +1,14 @@
-//! Typed device addresses, argument values, and a launch ready for a device to execute.
+//! A launch ready for a device to execute, and the values in it.
 //!
-//! Addresses are numbers: this module neither allocates nor frees, and building a `Launch` executes
-//! nothing. A driver hands each [`ArgValue::as_ptr`] to its launch call; an emulator takes [`ArgValue::bytes`].
+//! Building a [`Launch`] executes nothing. A typed launcher checks it against the kernel's contract when it is
+//! built; what a driver executes it checks again, with the limits of its device, so that a launch made from
+//! parts meets the same contract. A driver hands each [`ArgValue::as_ptr`] to its launch call; an emulator takes [`ArgValue::bytes`].
 
 use std::ffi::c_void;
-use std::fmt;
-use std::marker::PhantomData;
+use std::ops::Deref;
 
-use crate::KernelDescriptor;
-
-macro_rules! device_pointer {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[repr(transparent)]
-        pub struct $name<T> {
-            address: u64,
-            element: PhantomData<fn() -> T>,
-        }
-
-        impl<T> $name<T> {
-            /// The null address.
-            pub const NULL: Self = Self::from_raw(0);
-
-            /// The pointer to a device address.
-            #[must_use]
-            pub const fn from_raw(address: u64) -> Self {
-                Self { address, element: PhantomData }
-            }
-
-            /// The device address.
-            #[must_use]
-            pub const fn addr(self) -> u64 {
-                self.address
-            }
-
-            /// `count` elements further; wraps.
-            #[must_use]
-            #[allow(clippy::should_implement_trait)]
-            pub const fn add(self, count: u64) -> Self {
-                Self::from_raw(self.address.wrapping_add(count.wrapping_mul(size_of::<T>() as u64)))
-            }
-
-            /// `bytes` further; wraps.
-            #[must_use]
-            pub const fn byte_add(self, bytes: u64) -> Self {
-                Self::from_raw(self.address.wrapping_add(bytes))
-            }
-
-            /// The same address for elements of another type.
-            #[must_use]
-            pub const fn cast<U>(self) -> $name<U> {
-                $name::from_raw(self.address)
-            }
-        }
-
-        impl<T> Clone for $name<T> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<T> Copy for $name<T> {}
-
-        impl<T> PartialEq for $name<T> {
-            fn eq(&self, other: &Self) -> bool {
-                self.address == other.address
-            }
-        }
-
-        impl<T> Eq for $name<T> {}
-
-        impl<T> fmt::Debug for $name<T> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!(stringify!($name), "({:#x})"), self.address)
-            }
-        }
-
-        impl<T> KernelArg for $name<T> {
-            fn value(self) -> ArgValue {
-                ArgValue::Ptr(self.address)
-            }
-        }
-    };
-}
-
-device_pointer! {
-    /// The address of `T`s in device memory that a kernel reads (`*const T` there).
-    DevicePtr
-}
-
-device_pointer! {
-    /// The address of `T`s in device memory that a kernel writes (`*mut T` there).
-    DevicePtrMut
-}
-
-impl<T> DevicePtrMut<T> {
-    /// The same address for reading.
-    #[must_use]
-    pub const fn as_const(self) -> DevicePtr<T> {
-        DevicePtr::from_raw(self.addr())
-    }
-}
-
-impl<T> From<DevicePtrMut<T>> for DevicePtr<T> {
-    fn from(pointer: DevicePtrMut<T>) -> Self {
-        pointer.as_const()
-    }
-}
+use crate::contract::{self, ContractError};
+use crate::{DeviceLimits, Extent, Infeasible, KernelArg, KernelDescriptor, NoSuchInstance};
 
 /// The value of one kernel argument.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -150,34 +52,39 @@ impl ArgValue {
     }
 }
 
-/// A value that can be passed to a kernel.
-pub trait KernelArg {
-    /// The value, without its type.
-    fn value(self) -> ArgValue;
+/// The values of all parameters of a launch, in order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Arguments {
+    values: Vec<ArgValue>,
+    extents: Vec<Option<Extent>>,
 }
 
-macro_rules! scalar_arg {
-    ($($ty:ty, $variant:ident;)*) => {$(
-        impl KernelArg for $ty {
-            fn value(self) -> ArgValue {
-                ArgValue::$variant(self)
-            }
-        }
-    )*};
+impl Arguments {
+    /// None yet, room for `count`.
+    #[must_use]
+    pub fn with_capacity(count: usize) -> Self {
+        Self { values: Vec::with_capacity(count), extents: Vec::with_capacity(count) }
+    }
+
+    /// One more.
+    #[must_use]
+    pub fn with(mut self, argument: impl KernelArg) -> Self {
+        let (value, extent) = argument.value();
+        self.values.push(value);
+        self.extents.push(extent);
+        self
+    }
 }
 
-scalar_arg! {
-    u32, U32;
-    i32, I32;
-    u64, U64;
-    i64, I64;
-    f32, F32;
-    f64, F64;
-}
-
-/// A launch for a device to execute. Executing it is the unsafe part: the addresses in it must be valid there.
+/// A launch for a device to execute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Launch {
+    raw: RawLaunch,
+}
+
+/// The parts of a launch, for everybody to read and change. [`Launch::from_raw`] makes a launch of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RawLaunch {
     /// The entry.
     pub kernel: &'static KernelDescriptor,
     /// Blocks: x, y, z.
@@ -188,14 +95,95 @@ pub struct Launch {
     pub shared_bytes: u32,
     /// One value per parameter.
     pub args: Vec<ArgValue>,
+    /// Of each argument that is a buffer, how long it is. Without it nothing about the buffer's length is checked.
+    pub extents: Vec<Option<Extent>>,
+}
+
+impl RawLaunch {
+    /// The parts of a launch of `kernel` with its own block and shared memory and buffers of unknown length.
+    #[must_use]
+    pub fn new(kernel: &'static KernelDescriptor, grid: [u32; 3], args: Vec<ArgValue>) -> Self {
+        let extents = vec![None; args.len()];
+        Self { kernel, grid, block: kernel.block, shared_bytes: kernel.shared_bytes, args, extents }
+    }
 }
 
 impl Launch {
-    /// The launch of `kernel` with its own block size and shared memory.
-    #[must_use]
-    pub fn new(kernel: &'static KernelDescriptor, grid: [u32; 3], args: Vec<ArgValue>) -> Self {
-        Self { kernel, grid, block: kernel.block, shared_bytes: kernel.shared_bytes, args }
+    /// A launch that keeps the kernel's contract; what typed launchers call.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn new(
+        kernel: &'static KernelDescriptor,
+        grid: [u32; 3],
+        arguments: Arguments,
+    ) -> Result<Self, ContractError> {
+        let raw = RawLaunch {
+            kernel,
+            grid,
+            block: kernel.block,
+            shared_bytes: kernel.shared_bytes,
+            args: arguments.values,
+            extents: arguments.extents,
+        };
+        contract::check(&raw, None)?;
+        Ok(Self { raw })
     }
+
+    /// A launch from its parts, unchecked. A driver checks what of the contract can be checked before it executes it.
+    ///
+    /// # Safety
+    /// The addresses are valid for what the kernel does with them, as its own `# Safety` says, when and where
+    /// the launch is executed.
+    #[must_use]
+    pub unsafe fn from_raw(raw: RawLaunch) -> Self {
+        Self { raw }
+    }
+
+    /// Its parts.
+    #[must_use]
+    pub fn into_raw(self) -> RawLaunch {
+        self.raw
+    }
+
+    /// Checks the launch against its kernel's contract and the limits of the device that is to execute it.
+    /// Every driver calls this first.
+    ///
+    /// # Errors
+    /// [`ContractError`].
+    pub fn check(&self, device: &DeviceLimits) -> Result<(), ContractError> {
+        contract::check(&self.raw, Some(device))
+    }
+
+    /// The relations of the contract that [`Launch::check`] cannot check, because the length of a buffer or the largest
+    /// value in it is not known.
+    #[must_use]
+    pub fn unchecked(&self) -> Vec<&'static str> {
+        contract::unchecked(&self.raw)
+    }
+}
+
+/// The parts can be read as fields: `launch.kernel`, `launch.grid`.
+impl Deref for Launch {
+    type Target = RawLaunch;
+
+    fn deref(&self) -> &RawLaunch {
+        &self.raw
+    }
+}
+
+/// Why a launcher gives no launch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LaunchError {
+    /// The instance was not compiled.
+    #[error(transparent)]
+    NoSuchInstance(#[from] NoSuchInstance),
+    /// No instance, or not the one asked for, can serve the request.
+    #[error(transparent)]
+    Infeasible(#[from] Infeasible),
+    /// The arguments break the kernel's contract.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
 }
 
 #[cfg(test)]
@@ -203,19 +191,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offsets_count_elements_and_bytes() {
-        let p = DevicePtrMut::<half::bf16>::from_raw(0x1000);
-        assert_eq!(p.add(3).addr(), 0x1006);
-        assert_eq!(p.byte_add(3).addr(), 0x1003);
-        assert_eq!(p.cast::<u64>().add(1).as_const().addr(), 0x1008);
-    }
-
-    #[test]
     fn arguments_have_the_size_and_bytes_of_their_type() {
-        assert_eq!(1u32.value().bytes(), [1, 0, 0, 0]);
-        assert_eq!((-1i64).value().bytes(), [255; 8]);
-        assert_eq!(1.0f32.value().bytes(), 1.0f32.to_le_bytes());
-        assert_eq!(DevicePtr::<f32>::from_raw(0x1_0000_0002).value().bytes(), [2, 0, 0, 0, 1, 0, 0, 0]);
+        let bytes = |argument: (ArgValue, Option<Extent>)| argument.0.bytes();
+        assert_eq!(bytes(1u32.value()), [1, 0, 0, 0]);
+        assert_eq!(bytes((-1i64).value()), [255; 8]);
+        assert_eq!(bytes(1.0f32.value()), 1.0f32.to_le_bytes());
+        assert_eq!(ArgValue::Ptr(0x1_0000_0002).bytes(), [2, 0, 0, 0, 1, 0, 0, 0]);
     }
 
     #[test]

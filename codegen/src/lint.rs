@@ -257,21 +257,19 @@ fn entries(functions: &[Function], kernels: &[&KernelDescriptor], findings: &mut
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Param, ParamType};
+    use crate::{Access, Param, ParamType};
 
     static KERNEL: KernelDescriptor = KernelDescriptor {
         name: "k_bf16",
         family: "k",
         specialisation: &[("T", "bf16")],
         params: &[
-            Param { name: "x", ty: ParamType::ConstPtr("bf16") },
-            Param { name: "n", ty: ParamType::U32 },
+            Param::buffer("x", ParamType::ConstPtr("bf16"), Access::In, 2),
+            Param::scalar("n", ParamType::U32),
         ],
         block: [128, 1, 1],
         min_blocks_per_sm: Some(3),
-        max_registers: None,
-        shared_bytes: 0,
-        min_sm: 80,
+        ..KernelDescriptor::PLAIN
     };
 
     const GOOD: &str = "\

@@ -138,3 +138,21 @@ fn the_launch_files_of_the_examples_do_what_the_readme_says() {
         "UPDATE_README=1 writes emulator/profile.svg anew"
     );
 }
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_panic() {
+    let d = dir("pipe");
+    let many: String = (0..2000)
+        .fold(common::HEADER.to_string(), |t, i| t + &format!(".visible .entry k{i}() {{ ret; }}\n"));
+    std::fs::write(d.join("many.ptx"), many).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ptx-emu"))
+        .arg("list")
+        .arg(d.join("many.ptx"))
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let o = child.wait_with_output().unwrap();
+    assert_eq!((o.status.code(), String::from_utf8_lossy(&o.stderr).as_ref()), (Some(0), ""));
+}

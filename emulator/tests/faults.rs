@@ -181,6 +181,13 @@ fn reads_of_what_nobody_wrote_are_found_in_every_space() {
         "mov.u32 %r1, %r2; mov.b64 %rd1, {%t, %r2}; mov.b64 {%r3, %r4}, %rd1; st.global.u32 [%out], %r3;",
         1,
     );
+    // Nor are permutations of their bytes, as long as nothing but such bytes is made of them.
+    clean("", "prmt.b32 %r1, %r2, %r3, 0x3340; prmt.b32 %r4, %t, %r1, 0x5410; st.global.u32 [%out], %r4;", 1);
+    for selector in ["0x7654", "0x3210"] {
+        let (a, b) = if selector == "0x7654" { ("%t", "%r2") } else { ("%r2", "%t") };
+        let body = format!("prmt.b32 %r1, {a}, {b}, {selector};\nst.global.u32 [%out], %r1; //!\n");
+        fault("", &body, 1, Class::Init, "register");
+    }
 }
 
 #[test]
@@ -216,6 +223,23 @@ fn barriers_must_be_reached_by_all() {
         "setp.lt.u32 %p1, %t, 16; @%p1 bra A; add.u32 %r1, %t, 1; add.u32 %r1, %r1, 1; A: bar.sync 0;",
         32,
     );
+}
+
+#[test]
+fn barriers_of_a_wrong_number_a_mixed_use_or_a_second_arrival_are_reported() {
+    fault("", "mov.u32 %r1, 17;\nbar.sync %r1; //!\n", 32, Class::Sync, "barrier number");
+    fault("", "and.b32 %r1, %t, 1;\nbar.sync %r1; //!\n", 32, Class::Sync, "barrier mismatch");
+    clean("", "shr.u32 %r1, %t, 5; bar.sync %r1, 32;", 64);
+    // The second arrival of warp 0 would stand for warp 1.
+    fault("", "bar.arrive 1, 64;\nbar.arrive 1, 64; //!\n", 32, Class::Sync, "barrier twice");
+    clean("", "setp.lt.u32 %p1, %t, 32; @%p1 bra A; bar.sync 1, 64; bra E; A: bar.arrive 1, 64; E:", 64);
+    // One warp reduces where the other only waits.
+    let body =
+        "setp.lt.u32 %p1, %t, 32; @%p1 bra A; bar.red.popc.u32 %r1, 1, 64, %p1; bra E; A: bar.sync 1, 64; E:";
+    let r = run(&kernel("", body), 64, 0, &[0], 1);
+    assert!(r.report.of(Class::Sync).any(|f| f.kind == "barrier mismatch"), "{:#?}", r.report.findings);
+    let e = Module::parse(&kernel("", "bar.sync 16;")).unwrap().check().unwrap_err().to_string();
+    assert!(e.contains("barrier 16"), "{e}");
 }
 
 #[test]

@@ -236,3 +236,28 @@ fn a_histogram_a_running_sum_and_a_sort_are_exact() {
         assert_eq!(r.ints(out, 512), want);
     }
 }
+
+#[test]
+fn eight_bit_floats_widen_exactly_and_eight_bit_integers_multiply_exactly() {
+    for seed in SEEDS {
+        let mut r = Run::new("widen", include_str!("triton/widen.ptx"), seed);
+        let x: Vec<u8> = (0..=255).collect();
+        let (px, out) = (r.input("x", &x, u8::to_le_bytes), r.device.alloc(512, "out").unwrap());
+        r.go([1, 1, 1], &[Arg::Ptr(px), Arg::Ptr(out)]);
+        let mut bytes = [0; 512];
+        r.device.copy_from(out, &mut bytes).unwrap();
+        // e5m2 is the upper byte of f16.
+        assert!(bytes.chunks_exact(2).zip(&x).all(|(h, &v)| h == [0, v]), "{bytes:?}");
+
+        let mut r = Run::new("dot_int8", include_str!("triton/dot_int8.ptx"), seed);
+        let (m, n, k) = (32, 32, 64);
+        let mut rng = Rng(12);
+        let mut ints = |n: usize| (0..n).map(|_| rng.next() as i8).collect::<Vec<i8>>();
+        let (a, b) = (ints(m * k), ints(k * n));
+        let (pa, pb) = (r.input("a", &a, i8::to_le_bytes), r.input("b", &b, i8::to_le_bytes));
+        let c = r.device.alloc(4 * (m * n) as u64, "c").unwrap();
+        r.go([1, 1, 1], &[Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(c)]);
+        let want = |i: usize| (0..k).map(|j| i32::from(a[i / n * k + j]) * i32::from(b[j * n + i % n])).sum();
+        assert_eq!(r.ints(c, m * n), (0..m * n).map(want).collect::<Vec<i32>>());
+    }
+}

@@ -111,7 +111,7 @@ fn a_lane_may_spin_on_its_sibling() {
     // The spinning arm comes first in the text, so lowest-first alone would never leave it.
     let body = "st.global.u32 [%my], 0; bar.sync 0; setp.ne.u32 %p1, %t, 0; @%p1 bra OTHER;\n\
         SPIN: ld.volatile.global.u32 %r1, [%out+4]; setp.eq.u32 %p2, %r1, 0; @%p2 bra SPIN; bra END;\n\
-        OTHER: st.global.u32 [%my], 7; END: bar.warp.sync -1; ld.global.u32 %r2, [%out+4]; st.global.u32 [%my], %r2;";
+        OTHER: st.volatile.global.u32 [%my], 7; END: bar.warp.sync -1; ld.global.u32 %r2, [%out+4]; st.global.u32 [%my], %r2;";
     let r = run(&kernel("", body), 32, 0, &[0], 32);
     assert!(r.report.is_clean(), "{:?}", r.report.findings);
     assert_eq!(r.out, [7; 32]);

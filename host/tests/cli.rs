@@ -58,6 +58,8 @@ fn help_of_every_command_has_examples() {
         &["demo", "--help"],
         &["eval", "--help"],
         &["info", "--help"],
+        &["match", "--help"],
+        &["record", "--help"],
         &["bench-report", "--help"],
     ] {
         let output = psa(arguments);

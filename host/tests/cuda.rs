@@ -11,7 +11,7 @@ mod fake;
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use common::Batch;
@@ -19,7 +19,7 @@ use fake::{Controls, Fake};
 use psa::driver::cuda::{CubinCache, Cuda, CudaDevice, Origin, Updated};
 use psa::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use psa::{DecodePlan, Device, Dtype, Error, Mirror, Policy, Shape};
-use psa_codegen::{ArgValue, KernelDescriptor, Launch, ParamType};
+use psa_codegen::{ArgValue, ContractError, DeviceLimits, KernelDescriptor, Launch, ParamType, RawLaunch};
 
 /// The fake, for one test at a time.
 struct Turn {
@@ -74,7 +74,12 @@ fn launch(name: &str, address: u64) -> Launch {
         ParamType::F64 => ArgValue::F64(1.0),
         ParamType::ConstPtr(_) | ParamType::MutPtr(_) => ArgValue::Ptr(address),
     };
-    Launch::new(kernel, [2, 1, 1], kernel.params.iter().map(|param| value(param.ty)).collect())
+    raw_launch(RawLaunch::new(kernel, [1; 3], kernel.params.iter().map(|param| value(param.ty)).collect()))
+}
+
+fn raw_launch(raw: RawLaunch) -> Launch {
+    // SAFETY: the fake executes nothing.
+    unsafe { Launch::from_raw(raw) }
 }
 
 const SMALL: &str = "plan_identity";
@@ -137,6 +142,10 @@ impl Driver for Recording {
 
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         self.driver.download(address, data)
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        self.driver.limits()
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
@@ -226,11 +235,13 @@ fn shared_memory_above_48_kib_is_allowed_once_a_kernel() {
     driver.launch(&launch(SMALL, address)).unwrap();
     assert_eq!(turn.controls.calls("cuFuncSetAttribute"), ["cuFuncSetAttribute plan_n8192 8 67584"]);
     assert_eq!(turn.count("launch"), 3);
-    let mut huge = launch(LARGE, address);
-    huge.shared_bytes = 300_000;
-    let error = driver.launch(&huge).unwrap_err().to_string();
+    static HUGE: LazyLock<KernelDescriptor> =
+        LazyLock::new(|| KernelDescriptor { shared_bytes: 300_000, ..*kernel(LARGE) });
+    let raw = launch(LARGE, address).into_raw();
+    let error =
+        driver.launch(&raw_launch(RawLaunch { kernel: &HUGE, shared_bytes: 300_000, ..raw })).unwrap_err();
     assert!(
-        error.contains("shared 300000") && error.contains("allows 101376 bytes of shared memory"),
+        matches!(error, DriverError::Contract(ContractError::Device { needed: 300_000, found: 101_376, .. })),
         "{error}"
     );
 }
@@ -239,14 +250,20 @@ fn shared_memory_above_48_kib_is_allowed_once_a_kernel() {
 fn arguments_that_are_not_the_kernels_never_reach_the_driver() {
     let turn = Turn::take("");
     let mut driver = turn.driver();
-    let mut short = launch(SMALL, 0);
+    let mut short = launch(SMALL, 0).into_raw();
     short.args.pop();
-    let mut wide = launch(SMALL, 0);
+    let mut wide = launch(SMALL, 0).into_raw();
     *wide.args.last_mut().unwrap() = ArgValue::U64(1);
-    for wrong in [short, wide] {
-        let error = driver.launch(&wrong).unwrap_err().to_string();
-        assert!(error.contains("the arguments are not those of the kernel ("), "{error}");
-    }
+    let error = driver.launch(&raw_launch(short)).unwrap_err();
+    assert!(
+        matches!(error, DriverError::Contract(ContractError::Arity { expected: 8, found: 7, .. })),
+        "{error}"
+    );
+    let error = driver.launch(&raw_launch(wide)).unwrap_err();
+    assert!(
+        matches!(error, DriverError::Contract(ContractError::Type { param: "max_blocks", .. })),
+        "{error}"
+    );
     assert_eq!(turn.count("launch"), 0);
 }
 
@@ -258,7 +275,7 @@ fn a_refused_launch_names_kernel_grid_block_shared_memory_and_arguments() {
     let error = driver.launch(&launch(SMALL, address)).unwrap_err();
     let DriverError::Launch { launch: text, detail } = &error else { panic!("{error:?}") };
     assert!(detail.contains("cuLaunchKernel: CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES (701)"), "{detail}");
-    assert!(text.starts_with("kernel plan_identity grid [2, 1, 1] block ["), "{text}");
+    assert!(text.starts_with("kernel plan_identity grid [1, 1, 1] block ["), "{text}");
     let first = kernel(SMALL).params.iter().find(|param| param.ty.is_pointer()).unwrap().name;
     assert!(text.contains(" shared ") && text.contains(&format!("{first}={address:#x}")), "{text}");
     // Not sticky: the device goes on.
@@ -282,7 +299,7 @@ fn after_a_sticky_error_every_call_says_lost_and_nothing_is_touched_any_more() {
         let name = if code == 700 { "ILLEGAL_ADDRESS (700)" } else { "OF_TOMORROW (4242)" };
         assert!(detail.contains(&format!("cuStreamSynchronize: CUDA_ERROR_{name}")), "{detail}");
         // The launch that may have done it, with its arguments.
-        assert!(detail.contains("kernel plan_identity grid [2, 1, 1]"), "{detail}");
+        assert!(detail.contains("kernel plan_identity grid [1, 1, 1]"), "{detail}");
         assert!(detail.contains(&format!("{address:#x}")), "{detail}");
         let calls = turn.controls.log().len();
         assert_eq!(driver.alloc(16, "more"), Err(first.clone()));

@@ -9,7 +9,7 @@ mod fake;
 use fake::{Controls, Fake};
 use psa::driver::cuda::{CubinCache, CudaDevice};
 use psa::driver::{Driver, DriverError, Timing};
-use psa_codegen::{DevicePtr, DevicePtrMut, Launch};
+use psa_codegen::Launch;
 
 const HOW: Timing = Timing { warm_up: 1, rounds: 3, flush_l2: false, graph: false };
 
@@ -23,15 +23,16 @@ fn controls() -> Controls {
 }
 
 fn launch(driver: &mut dyn Driver) -> Launch {
-    let memory = driver.alloc(4096, "all").unwrap();
+    let memory = driver.region(4096, "all").unwrap();
+    let part = |index: u64| memory.part(256 * index, 256).unwrap();
     kernels_gpu::plan::plan_identity::launch(
         [1, 1, 1],
         kernels_gpu::plan::plan_identity::Args {
-            lens: DevicePtr::from_raw(memory),
-            order: DevicePtrMut::from_raw(memory),
-            count: DevicePtrMut::from_raw(memory),
-            peak: DevicePtrMut::from_raw(memory),
-            rest: DevicePtrMut::from_raw(memory),
+            lens: part(0).input(),
+            order: part(1).output(),
+            count: part(2).output(),
+            peak: part(3).output(),
+            rest: part(4).output(),
             kv_heads: 1,
             group: 1,
             max_blocks: 4,

@@ -6,16 +6,13 @@
 //! the group's earlier tokens.
 
 use crate::element::KvElement;
-use crate::layout::QUANT_GROUP;
+use crate::layout::{BLOCK, BLOCKS_PER_GROUP, MirrorKind, QUANT_GROUP, plane_offset, slot_elements};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    crate::layout::{
-        BLOCK, BLOCKS_PER_GROUP, box_offset, code_shift, key_offset, plane_offset, plane_row_bytes,
-        step_offset, value_offset,
-    },
+    crate::layout::{box_offset, code_shift, key_offset, plane_row_bytes, step_offset, value_offset},
     crate::numeric::{quantise, quantiser_range},
     crate::row::{Geometry, Row},
     cuda_std::ptx::V4,
@@ -45,7 +42,25 @@ pub const fn groups_touched(before: usize, new: usize) -> usize {
 #[kernel(
     block = 128,
     dynamic_shared = shared_bytes(D),
-    instances(T in [bf16, f16], D in [64, 128], P in [1, 2])
+    instances(T in [bf16, f16], D in [64, 128], P in [1, 2]),
+    grid = (kv_heads, let batch, let groups),
+    align(k = 16, v = 16, arena = 16, mirror = 16),
+    requires(
+        offsets.len() >= batch + 1,
+        k.len() >= offsets.max() * kv_heads * D,
+        v.len() >= offsets.max() * kv_heads * D,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+        mirror_table.len() * BLOCKS_PER_GROUP >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        mirror.len() >= (mirror_table.max() + 1) * plane_offset(D, P),
+    )
 )]
 pub unsafe fn append<T: KvElement, const D: usize, const P: usize>(
     k: *const T,
@@ -123,7 +138,28 @@ pub unsafe fn append<T: KvElement, const D: usize, const P: usize>(
 ///
 /// # Safety
 /// As [`append`].
-#[kernel(block = 128, instances(T in [bf16, f16], D in [64, 128]))]
+#[kernel(
+    block = 128,
+    instances(T in [bf16, f16], D in [64, 128]),
+    grid = (kv_heads, let batch, let groups),
+    align(k = 16, v = 16, arena = 16, mirror = 16),
+    requires(
+        offsets.len() >= batch + 1,
+        k.len() >= offsets.max() * kv_heads * D,
+        v.len() >= offsets.max() * kv_heads * D,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+        mirror_table.len() * BLOCKS_PER_GROUP >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        mirror.len() >= (mirror_table.max() + 1) * MirrorKind::Box.page_bytes(D),
+    )
+)]
 pub unsafe fn append_box<T: KvElement, const D: usize>(
     k: *const T,
     v: *const T,

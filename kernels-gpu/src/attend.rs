@@ -8,6 +8,7 @@
 //! Shared memory: a ring of pages for each warp; at the end each warp's part lies where its ring was.
 
 use crate::element::KvElement;
+use crate::layout::{BLOCK, BLOCKS_PER_GROUP, BLOCKS_PER_SPLIT, MAX_GROUP, MAX_SPLITS, slot_elements};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
@@ -31,7 +32,7 @@ pub const THREADS: usize = 32 * WARPS;
 /// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128).
 /// Three CTAs fit an SM from sm_80 (164 KiB: two) to sm_90 (228 KiB), with 96 KiB in flight there.
 pub const fn warp_bytes(head_dim: usize) -> usize {
-    stages(head_dim) * crate::layout::slot_elements(head_dim) * 2
+    stages(head_dim) * slot_elements(head_dim) * 2
 }
 
 /// Stages of a warp's ring.
@@ -52,7 +53,39 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
     block = 128,
     min_blocks_per_sm = 3,
     dynamic_shared = shared_bytes(D),
-    instances(T in [bf16, f16], D in [64, 128])
+    instances(T in [bf16, f16], D in [64, 128]),
+    shape(head_dim, group),
+    feasible(
+        head_dim == D => "the channels of a row are tiles of the tensor cores, laid out at compile time",
+        1 <= group => "a KV head has a query head",
+        group <= MAX_GROUP => "a group's query heads are the 8 columns of a tensor core's tile",
+    ),
+    grid = (let splits, kv_heads, let batch),
+    out(partial, partial_ml),
+    align(q = 4, arena = 16),
+    requires(
+        1 <= group,
+        group <= MAX_GROUP,
+        splits <= max_splits,
+        splits >= lens.max().div_ceil(BLOCK * BLOCKS_PER_SPLIT).min(MAX_SPLITS),
+        q.len() >= batch * kv_heads * group * D,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        partial.len() >= batch * kv_heads * max_splits * group * D,
+        partial_ml.len() >= batch * kv_heads * max_splits * group * 2,
+        // Offsets in `order` and `partial_ml` are 32 bits.
+        batch * kv_heads * max_blocks <= u32::MAX,
+        batch * kv_heads * max_splits * group <= u32::MAX,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+    )
 )]
 pub unsafe fn attend<T: KvElement, const D: usize>(
     q: *const T,

@@ -1,6 +1,6 @@
 //! The committed PTX and the list of its kernels, for hosts.
 
-use psa_codegen::KernelDescriptor;
+use psa_codegen::{Family, KernelDescriptor};
 
 /// The PTX of every kernel, sm_80, ISA 7.8, as `cargo xtask build-ptx` wrote it.
 pub const PTX: &str = include_str!("../ptx/psa_kernels.ptx");
@@ -8,18 +8,22 @@ pub const PTX: &str = include_str!("../ptx/psa_kernels.ptx");
 /// The manifest beside it: parameters, block sizes, shared memory, hashes.
 pub const MANIFEST: &str = include_str!("../ptx/manifest.json");
 
+/// Every kernel family.
+pub fn families() -> Vec<&'static Family> {
+    vec![
+        &crate::append::append::FAMILY,
+        &crate::append::append_box::FAMILY,
+        &crate::score::score::FAMILY,
+        &crate::score::score_box::FAMILY,
+        &crate::plan::plan::FAMILY,
+        &crate::plan::plan_identity::FAMILY,
+        &crate::attend::attend::FAMILY,
+        &crate::merge::merge::FAMILY,
+        &crate::gather::gather::FAMILY,
+    ]
+}
+
 /// The descriptors of every entry in [`PTX`].
 pub fn kernels() -> Vec<&'static KernelDescriptor> {
-    let families: [&'static [KernelDescriptor]; 9] = [
-        &crate::append::append::INSTANCES,
-        &crate::append::append_box::INSTANCES,
-        &crate::score::score::INSTANCES,
-        &crate::score::score_box::INSTANCES,
-        &crate::plan::plan::INSTANCES,
-        &crate::plan::plan_identity::INSTANCES,
-        &crate::attend::attend::INSTANCES,
-        &crate::merge::merge::INSTANCES,
-        &crate::gather::gather::INSTANCES,
-    ];
-    families.into_iter().flatten().collect()
+    families().into_iter().flat_map(|family| family.instances).collect()
 }

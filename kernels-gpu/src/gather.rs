@@ -17,7 +17,12 @@ use {
 /// # Safety
 /// Both arenas hold the slots named, of `slot_bytes` bytes (a multiple of 16), and do not overlap; no
 /// target slot is named twice.
-#[kernel(block = 256)]
+#[kernel(
+    block = 256,
+    grid = (let ctas),
+    align(source = 16, target = 16),
+    requires(slot_bytes % 16 == 0, pairs.len() >= 2 * count)
+)]
 pub unsafe fn gather(source: *const u8, target: *mut u8, pairs: *const u32, count: u32, slot_bytes: u32) {
     unsafe {
         let pieces = slot_bytes / 16;

@@ -36,4 +36,4 @@ pub mod score;
 #[cfg(not(target_arch = "nvptx64"))]
 mod embedded;
 #[cfg(not(target_arch = "nvptx64"))]
-pub use embedded::{MANIFEST, PTX, kernels};
+pub use embedded::{MANIFEST, PTX, families, kernels};

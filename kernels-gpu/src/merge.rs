@@ -8,7 +8,7 @@
 //! rest u64 `[8]`. Every thread owns the same columns (g, c) throughout.
 
 use crate::element::KvElement;
-use crate::layout::MAX_GROUP;
+use crate::layout::{BLOCK, BLOCKS_PER_GROUP, BLOCKS_PER_SPLIT, MAX_GROUP, MAX_SPLITS, slot_elements};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
@@ -42,7 +42,46 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
     // Without it ptxas aims at an occupancy of its own choice and spills to reach it.
     min_blocks_per_sm = 2,
     dynamic_shared = shared_bytes(D),
-    instances(T in [bf16, f16], D in [64, 128])
+    instances(T in [bf16, f16], D in [64, 128]),
+    shape(head_dim, group),
+    feasible(
+        head_dim == D => "the channels of a row are tiles of the tensor cores, laid out at compile time",
+        1 <= group => "a KV head has a query head",
+        group <= MAX_GROUP => "a group's query heads are the 8 columns of a tensor core's tile",
+    ),
+    grid = (kv_heads, let batch),
+    out(out, lse, read, mass_read),
+    align(q = 4, arena = 16),
+    requires(
+        1 <= group,
+        group <= MAX_GROUP,
+        max_splits >= lens.max().div_ceil(BLOCK * BLOCKS_PER_SPLIT).min(MAX_SPLITS),
+        q.len() >= batch * kv_heads * group * D,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        budget.len() >= batch,
+        peak.len() >= batch * kv_heads * group,
+        rest.len() >= batch * kv_heads * group,
+        out.len() >= batch * kv_heads * group * D,
+        lse.len() >= batch * kv_heads * group,
+        read.len() >= batch * kv_heads * 2,
+        mass_read.len() >= batch * kv_heads * group,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        partial.len() >= batch * kv_heads * max_splits * group * D,
+        partial_ml.len() >= batch * kv_heads * max_splits * group * 2,
+        // Offsets in `order` and `partial_ml` are 32 bits.
+        batch * kv_heads * max_blocks <= u32::MAX,
+        batch * kv_heads * max_splits * group <= u32::MAX,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+    )
 )]
 pub unsafe fn merge<T: KvElement, const D: usize>(
     q: *const T,

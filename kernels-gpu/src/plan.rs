@@ -8,6 +8,8 @@
 //! Trap: `exp2` here is the exact one of `numeric`, evaluated again where a mass is needed; storing
 //! masses would cost a buffer, computing them otherwise would cost the promise.
 
+use crate::layout::{BLOCK, MAX_GROUP};
+use crate::numeric::TARGET_BITS;
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
@@ -45,7 +47,30 @@ pub const fn capacity(blocks: usize) -> usize {
 ///
 /// # Safety
 /// Buffers as in docs/kernels.md; every row has at most `N` blocks; `N` is a power of two.
-#[kernel(block = 256, min_blocks_per_sm = 1, dynamic_shared = shared_bytes(N), instances(N in [512, 2048, 8192]))]
+#[kernel(
+    block = 256,
+    min_blocks_per_sm = 1,
+    dynamic_shared = shared_bytes(N),
+    instances(N in [512, 2048, 8192]),
+    shape(blocks),
+    feasible(blocks <= N => "one block of threads sorts a whole row in its shared memory"),
+    prefer(least N => "less shared memory"),
+    grid = (kv_heads, let batch),
+    out(order, count, peak, rest),
+    requires(
+        group <= MAX_GROUP,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        peak.len() >= batch * kv_heads * group,
+        rest.len() >= batch * kv_heads * group,
+        lens.max() <= N * BLOCK,
+        budget.len() >= batch,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        target <= 1u32 << TARGET_BITS,
+    )
+)]
 pub unsafe fn plan<const N: usize>(
     log_mass: *const f32,
     lens: *const u32,
@@ -200,7 +225,20 @@ pub unsafe fn plan<const N: usize>(
 ///
 /// # Safety
 /// Buffers as in docs/kernels.md.
-#[kernel(block = 256)]
+#[kernel(
+    block = 256,
+    grid = (kv_heads, let batch),
+    out(order, count, peak, rest),
+    requires(
+        group <= MAX_GROUP,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        order.len() >= batch * kv_heads * max_blocks,
+        count.len() >= batch * kv_heads,
+        peak.len() >= batch * kv_heads * group,
+        rest.len() >= batch * kv_heads * group,
+    )
+)]
 pub unsafe fn plan_identity(
     lens: *const u32,
     order: *mut u32,

@@ -9,15 +9,15 @@
 //! order of additions here is a different plan there.
 
 use crate::element::KvElement;
+use crate::layout::{
+    BLOCK, BLOCKS_PER_GROUP, MAX_GROUP, MirrorKind, QUANT_GROUP, plane_offset, slot_elements,
+};
 use cuda_std::half::{bf16, f16};
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    crate::layout::{
-        BLOCK, BLOCKS_PER_GROUP, QUANT_GROUP, full_groups, key_offset, plane_offset, plane_row_bytes,
-        step_offset,
-    },
+    crate::layout::{box_offset, full_groups, key_offset, plane_row_bytes, step_offset},
     crate::numeric::{LOG2_E, Unit, exp2, finite_score, fma, log2},
     crate::row::{Geometry, Row},
     cuda_std::ptx::{V4, dp2a_hi_s32_u32, dp2a_lo_s32_u32},
@@ -36,7 +36,7 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
 
 /// The grid's first extent for a row of `tokens` tokens.
 pub const fn grid_x(tokens: usize) -> usize {
-    tokens.div_ceil(crate::layout::QUANT_GROUP).div_ceil(WARPS)
+    tokens.div_ceil(QUANT_GROUP).div_ceil(WARPS)
 }
 
 /// Scores from `P` planes of 2 bits.
@@ -47,7 +47,28 @@ pub const fn grid_x(tokens: usize) -> usize {
 #[kernel(
     block = 128,
     dynamic_shared = shared_bytes(D),
-    instances(T in [bf16, f16], D in [64, 128], P in [1, 2])
+    instances(T in [bf16, f16], D in [64, 128], P in [1, 2]),
+    grid = (let quarters, kv_heads, let batch),
+    out(log_mass),
+    align(arena = 16, mirror = 16),
+    requires(
+        1 <= group,
+        group <= MAX_GROUP,
+        quarters * WARPS * QUANT_GROUP >= lens.max(),
+        q.len() >= batch * kv_heads * group * D,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+        mirror_table.len() * BLOCKS_PER_GROUP >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        mirror.len() >= (mirror_table.max() + 1) * plane_offset(D, P),
+    )
 )]
 pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
     q: *const T,
@@ -154,7 +175,28 @@ pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
 #[kernel(
     block = 128,
     dynamic_shared = shared_bytes(D),
-    instances(T in [bf16, f16], D in [64, 128])
+    instances(T in [bf16, f16], D in [64, 128]),
+    grid = (let quarters, kv_heads, let batch),
+    out(log_mass),
+    align(arena = 16, mirror = 16),
+    requires(
+        1 <= group,
+        group <= MAX_GROUP,
+        quarters * WARPS * QUANT_GROUP >= lens.max(),
+        q.len() >= batch * kv_heads * group * D,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+        mirror_table.len() * BLOCKS_PER_GROUP >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        mirror.len() >= (mirror_table.max() + 1) * MirrorKind::Box.page_bytes(D),
+    )
 )]
 pub unsafe fn score_box<T: KvElement, const D: usize>(
     q: *const T,
@@ -184,10 +226,10 @@ pub unsafe fn score_box<T: KvElement, const D: usize>(
             return;
         }
         // A lane takes one (query head, block of the group): 8 heads of 4 blocks fill the warp.
-        let page = task.page(mirror, mirror_table, max_blocks, crate::layout::MirrorKind::Box.page_bytes(D));
+        let page = task.page(mirror, mirror_table, max_blocks, MirrorKind::Box.page_bytes(D));
         let (g, block) = (lane_id() / BLOCKS_PER_GROUP as u32, lane_id() as usize % BLOCKS_PER_GROUP);
         if g < group {
-            let bounds = page.add(crate::layout::box_offset(D, block)) as *const T;
+            let bounds = page.add(box_offset(D, block)) as *const T;
             let mut bound = 0.0f32;
             let mut c = 0;
             while c < D {

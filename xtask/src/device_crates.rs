@@ -1,6 +1,6 @@
 //! The crates whose PTX is committed: what each is made from, and what it must contain.
 
-use psa_codegen::{KernelDescriptor, LintOptions};
+use psa_codegen::{Family, LintOptions};
 
 /// A crate of kernels with its PTX and manifest in `FOLDER/ptx`.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +17,7 @@ pub struct DeviceCrate {
     /// below. The macros and the finishing steps are part of it.
     pub sources: &'static [&'static str],
     /// The kernels it must contain.
-    pub kernels: fn() -> Vec<&'static KernelDescriptor>,
+    pub families: fn() -> Vec<&'static Family>,
     /// What the lint lets pass.
     pub lint_options: fn() -> LintOptions,
 }
@@ -48,7 +48,7 @@ pub const KERNELS: DeviceCrate = DeviceCrate {
         "codegen/src",
         "codegen/macros/src",
     ],
-    kernels: kernels_gpu::kernels,
+    families: kernels_gpu::families,
     lint_options: LintOptions::default,
 };
 
@@ -66,6 +66,6 @@ pub const CONFORMANCE: DeviceCrate = DeviceCrate {
         "codegen/src",
         "codegen/macros/src",
     ],
-    kernels: psa_cuda_std_conformance::kernels,
+    families: psa_cuda_std_conformance::families,
     lint_options: psa_cuda_std_conformance::lint_options,
 };

@@ -155,7 +155,11 @@ fn device_compiler() -> Part {
 }
 
 fn cuda_tool(workspace: &Workspace, name: &'static str) -> Part {
-    let needed_for = if name == "ptxas" { "build-ptx --verify, test" } else { "looking at machine code" };
+    let needed_for = if name == "ptxas" {
+        "build-ptx --verify, ratchet, inspect, dist, test"
+    } else {
+        "ratchet, inspect, test"
+    };
     let part = Part::new(name, needed_for);
     if !CUDA_TOOLS.installed(workspace) {
         return part.remedy("`cargo xtask setup --for build-ptx`");

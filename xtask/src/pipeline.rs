@@ -32,9 +32,10 @@ pub fn finish(
     sources: BTreeMap<String, String>,
 ) -> Result<Finished> {
     let ptx = psa_codegen::finish(raw).map_err(|error| Error::BadPtx(error.to_string()))?;
-    let kernels = (krate.kernels)();
+    let families = (krate.families)();
+    let kernels: Vec<_> = families.iter().flat_map(|family| family.instances).collect();
     let findings = psa_codegen::lint(&ptx, &kernels, &(krate.lint_options)());
-    let manifest = Manifest::new(&ptx, &kernels, env!("CARGO_PKG_VERSION"), compiler, sources)
+    let manifest = Manifest::new(&ptx, &families, env!("CARGO_PKG_VERSION"), compiler, sources)
         .and_then(|manifest| manifest.to_json())
         .map_err(|error| Error::BadPtx(error.to_string()))?;
     let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();

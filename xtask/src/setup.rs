@@ -3,7 +3,7 @@
 //! | part | from | needed for |
 //! |---|---|---|
 //! | device compiler with core's sources | Debian `rustc-web`, `rust-web-src`; elsewhere a rustup nightly | build-ptx |
-//! | ptxas, nvdisasm | PyPI, pinned by hash | build-ptx --verify |
+//! | ptxas, nvdisasm | PyPI, pinned by hash | build-ptx --verify, ratchet, inspect, dist |
 //! | libtorch | PyPI, pinned by hash | tests/torch |
 //! | pip, a C++ compiler | the system's package manager | the two above |
 //!

@@ -20,9 +20,9 @@ pub enum Error {
     /// The toolkit refused.
     #[error(transparent)]
     Toolkit(#[from] psa::Error),
-    /// The PTX lacks a kernel.
+    /// The PTX lacks a kernel, or a launch breaks its contract.
     #[error("{0}")]
-    Kernel(#[from] psa_codegen::NoSuchInstance),
+    Kernel(#[from] psa_codegen::LaunchError),
     /// The traces cannot be read.
     #[error("{0}; name the file with --traces")]
     Traces(#[from] psa::traces::TraceError),

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use psa::Device;
 use psa::driver::{Counters, Driver, DriverError, Emulated, EmulatedOptions, Timing};
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch, Region};
 
 use crate::Error;
 
@@ -149,6 +149,10 @@ impl Driver for Target {
         self.lock().driver.download(address, data)
     }
 
+    fn limits(&self) -> DeviceLimits {
+        self.lock().driver.limits()
+    }
+
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
         let mut inner = self.lock();
         inner.seen.insert(launch.kernel.name);
@@ -176,10 +180,10 @@ pub fn upload<T: bytemuck::NoUninit>(
     driver: &mut dyn Driver,
     data: &[T],
     what: &str,
-) -> Result<u64, DriverError> {
-    let address = driver.alloc(size_of_val(data), what)?;
-    driver.upload(address, bytemuck::cast_slice(data))?;
-    Ok(address)
+) -> Result<Region, DriverError> {
+    let region = driver.region(size_of_val(data), what)?;
+    driver.upload(region.address(), bytemuck::cast_slice(data))?;
+    Ok(region)
 }
 
 /// Downloads `count` elements.
@@ -188,11 +192,11 @@ pub fn upload<T: bytemuck::NoUninit>(
 /// The driver's.
 pub fn download<T: bytemuck::Pod>(
     driver: &mut dyn Driver,
-    address: u64,
+    region: Region,
     count: usize,
 ) -> Result<Vec<T>, DriverError> {
     let mut data = vec![T::zeroed(); count];
-    driver.download(address, bytemuck::cast_slice_mut(&mut data))?;
+    driver.download(region.address(), bytemuck::cast_slice_mut(&mut data))?;
     Ok(data)
 }
 

@@ -1,7 +1,7 @@
 //! Everything that the program does, on the emulator; and that it would notice a wrong kernel.
 
 use psa::driver::{Driver, DriverError, Emulated, EmulatedOptions, Timing};
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch};
 use psa_gpu::check::{self, Extent};
 use psa_gpu::ledger::{self, book::Book};
 use psa_gpu::record::{Record, TimeRecord};
@@ -74,6 +74,9 @@ impl Driver for Clock {
     }
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         self.emulated.download(address, data)
+    }
+    fn limits(&self) -> DeviceLimits {
+        self.emulated.limits()
     }
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
         self.emulated.launch(launch)

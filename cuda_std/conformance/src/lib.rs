@@ -20,35 +20,40 @@ pub mod warp;
 #[cfg(not(target_arch = "nvptx64"))]
 pub const PTX: &str = include_str!("../ptx/conformance.ptx");
 
+/// Every kernel family of this crate.
+#[cfg(not(target_arch = "nvptx64"))]
+pub fn families() -> Vec<&'static psa_codegen::Family> {
+    vec![
+        &arithmetic::approximations::FAMILY,
+        &arithmetic::dots::FAMILY,
+        &arithmetic::from_halves::FAMILY,
+        &arithmetic::to_halves::FAMILY,
+        &arithmetic::rounding::FAMILY,
+        &atomics::counters::FAMILY,
+        &atomics::floats::FAMILY,
+        &atomics::shared_atomics::FAMILY,
+        &block::barriers::FAMILY,
+        &block::clocks::FAMILY,
+        &block::positions::FAMILY,
+        &convergence::used_by_one_lane::FAMILY,
+        &convergence::between_branches::FAMILY,
+        &matrix::fragments::FAMILY,
+        &matrix::multiply::FAMILY,
+        &memory::address_spaces::FAMILY,
+        &memory::copies::FAMILY,
+        &memory::shared_types::FAMILY,
+        &warp::matches::FAMILY,
+        &warp::reductions::FAMILY,
+        &warp::shuffles::FAMILY,
+        &warp::shuffle_types::FAMILY,
+        &warp::votes::FAMILY,
+    ]
+}
+
 /// Every kernel of this crate.
 #[cfg(not(target_arch = "nvptx64"))]
 pub fn kernels() -> Vec<&'static psa_codegen::KernelDescriptor> {
-    let families: [&'static [psa_codegen::KernelDescriptor]; 23] = [
-        &arithmetic::approximations::INSTANCES,
-        &arithmetic::dots::INSTANCES,
-        &arithmetic::from_halves::INSTANCES,
-        &arithmetic::to_halves::INSTANCES,
-        &arithmetic::rounding::INSTANCES,
-        &atomics::counters::INSTANCES,
-        &atomics::floats::INSTANCES,
-        &atomics::shared_atomics::INSTANCES,
-        &block::barriers::INSTANCES,
-        &block::clocks::INSTANCES,
-        &block::positions::INSTANCES,
-        &convergence::used_by_one_lane::INSTANCES,
-        &convergence::between_branches::INSTANCES,
-        &matrix::fragments::INSTANCES,
-        &matrix::multiply::INSTANCES,
-        &memory::address_spaces::INSTANCES,
-        &memory::copies::INSTANCES,
-        &memory::shared_types::INSTANCES,
-        &warp::matches::INSTANCES,
-        &warp::reductions::INSTANCES,
-        &warp::shuffles::INSTANCES,
-        &warp::shuffle_types::INSTANCES,
-        &warp::votes::INSTANCES,
-    ];
-    families.into_iter().flatten().collect()
+    families().into_iter().flat_map(|family| family.instances).collect()
 }
 
 /// What the lint may find here and nowhere else: the generic accesses of rust-cuda's pointer API.

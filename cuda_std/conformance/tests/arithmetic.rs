@@ -70,7 +70,8 @@ fn every_pattern<T: SpecType>(from_bits: fn(u16) -> T, to_f32: fn(T) -> f32) {
     let values: Vec<T> = (0..=u16::MAX).map(from_bits).collect();
     let bits: Vec<u16> = (0..=u16::MAX).collect();
     let mut gpu = Gpu::new();
-    let args = from_halves::Args::<T> { values: gpu.input(&bits).cast(), out: gpu.output(2 * 65536) };
+    let args =
+        from_halves::Args::<T> { values: gpu.input(&bits).region().input(), out: gpu.output(2 * 65536) };
     gpu.run(&from_halves::launch::<T>([512, 1, 1], args).expect("an instance"));
     for (value, out) in values.into_iter().zip(gpu.read(args.out, 2 * 65536).chunks(2)) {
         let expected = to_f32(value);

@@ -1,25 +1,25 @@
 //! What `#[kernel]` gives the host: descriptors, typed arguments, launches, and errors that help.
 
 use half::{bf16, f16};
-use psa_codegen::{ArgValue, DevicePtr, DevicePtrMut, ParamType};
+use psa_codegen::{Access, ArgValue, In, InOut, ParamType};
 use psa_cuda_std_conformance::{arithmetic, block, kernels, memory, warp};
 
 #[test]
 fn a_launch_carries_the_instance_s_contract_and_the_arguments_in_order() {
-    let args = warp::reductions::Args {
-        values: DevicePtr::from_raw(0x100),
-        mask: 7,
-        out: DevicePtrMut::from_raw(0x200),
-    };
+    // SAFETY: nothing executes the launch.
+    let (values, out) = unsafe { (In::from_raw(0x100, 32), InOut::from_raw(0x200, 384)) };
+    let args = warp::reductions::Args { values, mask: 7, out };
     let launch = warp::reductions::launch([3, 2, 1], args).expect("an instance");
     assert_eq!(launch.kernel.name, "reductions");
     assert_eq!((launch.grid, launch.block, launch.shared_bytes), ([3, 2, 1], [32, 1, 1], 0));
     assert_eq!(launch.args, [ArgValue::Ptr(0x100), ArgValue::U32(7), ArgValue::Ptr(0x200)]);
-    let params: Vec<_> = launch.kernel.params.iter().map(|p| (p.name, p.ty)).collect();
-    assert_eq!(
-        params,
-        [("values", ParamType::ConstPtr("u32")), ("mask", ParamType::U32), ("out", ParamType::MutPtr("u32"))]
-    );
+    let params: Vec<_> = launch.kernel.params.iter().map(|p| (p.name, p.ty, p.access)).collect();
+    let expected = [
+        ("values", ParamType::ConstPtr("u32"), Access::In),
+        ("mask", ParamType::U32, Access::Value),
+        ("out", ParamType::MutPtr("u32"), Access::InOut),
+    ];
+    assert_eq!(params, expected);
 }
 
 #[test]

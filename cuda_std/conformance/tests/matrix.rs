@@ -42,8 +42,8 @@ fn product<T: SpecType>(from_f32: fn(f32) -> T, to_bits: fn(T) -> u16) {
     let bits = |v: &[f32]| v.iter().map(|&x| to_bits(from_f32(x))).collect::<Vec<u16>>();
     let mut gpu = Gpu::new();
     let args = multiply::Args::<T> {
-        a: gpu.input(&bits(&a)).cast(),
-        b: gpu.input(&bits(&b)).cast(),
+        a: gpu.input(&bits(&a)).region().input(),
+        b: gpu.input(&bits(&b)).region().input(),
         c: gpu.input(&c),
         d: gpu.output(128),
     };

@@ -3,7 +3,6 @@
 mod harness;
 
 use harness::Gpu;
-use psa_codegen::DevicePtrMut;
 use psa_cuda_std_conformance::memory::{address_spaces, copies, shared_types};
 
 #[test]
@@ -52,7 +51,7 @@ fn copies_arrive_whole_and_fill_what_they_do_not_read_with_zero() {
     let mut gpu = Gpu::new();
     let source = gpu.input(rows.as_flattened());
     let out = gpu.output::<u32>(32 * 12);
-    let args = copies::Args { rows: source.cast(), out: DevicePtrMut::cast(out) };
+    let args = copies::Args { rows: source.region().input(), out: out.region().in_out() };
     gpu.run(&copies::launch([1, 1, 1], args).expect("an instance"));
     let out = gpu.read(out, 32 * 12);
     for lane in 0..32 {

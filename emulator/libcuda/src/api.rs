@@ -8,147 +8,17 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
-use ptx_emulator::{DevicePtr, Error, LaunchConfig, Module};
+use ptx_emulator::{DevicePtr, LaunchConfig};
 
 use crate::code::{Code, describe};
-use crate::launch;
-use crate::state::{self, CONTEXT, Function, State, current, in_context, say, set_current, with};
+use crate::handles::{attribute, device_zero, forget, known, new_handle};
+use crate::memory::{alloc, fill, free, host, host_alloc, put};
+use crate::module::{failed, load};
+use crate::state::{self, CONTEXT, Function, current, in_context, say, set_current, with};
+use crate::{launch, link};
 
 /// Newest version of the driver API whose functions these are, as 12080 for 12.8.
 const VERSION: c_int = 12080;
-
-/// Writes a result; a null pointer is the caller's mistake.
-///
-/// # Safety
-/// `out` is null or valid.
-unsafe fn put<T>(out: *mut T, value: T) -> Result<(), Code> {
-    if out.is_null() {
-        return Err(Code::INVALID_VALUE);
-    }
-    // SAFETY: not null, so valid.
-    unsafe { out.write(value) };
-    Ok(())
-}
-
-/// Host memory as bytes.
-///
-/// # Safety
-/// `from` is valid for `bytes` bytes.
-unsafe fn host<'a>(from: *const c_void, bytes: usize) -> Result<&'a [u8], Code> {
-    if from.is_null() && bytes > 0 {
-        return Err(Code::INVALID_VALUE);
-    }
-    // SAFETY: the caller's promise; a dangling pointer of the right alignment for nothing.
-    Ok(if bytes == 0 { &[] } else { unsafe { std::slice::from_raw_parts(from.cast(), bytes) } })
-}
-
-/// The code of an emulator's error, after its words.
-fn failed(error: Error) -> Code {
-    say(&error.to_string());
-    match error {
-        Error::OutOfMemory { .. } => Code::OUT_OF_MEMORY,
-        Error::UnknownKernel { .. } | Error::UnknownSymbol { .. } => Code::NOT_FOUND,
-        Error::Parse { .. } | Error::Unsupported { .. } | Error::Unresolved { .. } => Code::INVALID_PTX,
-        _ => Code::INVALID_VALUE,
-    }
-}
-
-fn device_zero(device: c_int) -> Result<(), Code> {
-    if device == 0 { Ok(()) } else { Err(Code::INVALID_DEVICE) }
-}
-
-/// A device attribute by its number in `CUdevice_attribute`.
-fn attribute(state: &State, number: c_uint) -> c_int {
-    let sm = state.device.options().sm as c_int;
-    let shared = match sm {
-        80 | 87 => 163,
-        86 | 89 | 120.. => 99,
-        90.. => 227,
-        _ => 48,
-    };
-    match number {
-        1 | 2 => 1024,        // threads of a block, its x
-        3 => 1024,            // y
-        4 => 64,              // z
-        5 => c_int::MAX,      // grid x
-        6 | 7 => 65535,       // y, z
-        8 => 48 * 1024,       // shared memory of a block
-        9 => 64 * 1024,       // constant memory
-        10 => 32,             // warp
-        12 | 82 => 65536,     // registers of a block, of a multiprocessor
-        13 | 36 => 1_000_000, // clocks, in kHz: made up
-        16 => 1,              // multiprocessors
-        37 => 64,             // bus width: made up
-        38 => 1 << 20,        // L2 cache: made up
-        39 => 2048,           // threads of a multiprocessor
-        41 => 1,              // unified addressing
-        75 => sm / 10,        // compute capability
-        76 => sm % 10,
-        81 => (shared + 1) * 1024, // shared memory of a multiprocessor
-        97 => shared * 1024,       // of a block, with the attribute
-        106 => 32,                 // blocks of a multiprocessor
-        _ => 0,                    // what else there is: none
-    }
-}
-
-/// Loads a module from a NUL-terminated PTX text.
-///
-/// # Safety
-/// `image` is null or an image as the driver takes it.
-unsafe fn load(image: *const c_void) -> Result<(usize, Option<String>), Code> {
-    if image.is_null() {
-        return Err(Code::INVALID_VALUE);
-    }
-    // SAFETY: an image has at least four bytes.
-    let magic = unsafe { std::slice::from_raw_parts(image.cast::<u8>(), 4) };
-    // A cubin is an ELF file; a fat binary begins with this number.
-    if magic == b"\x7fELF" || magic == 0xba55_ed50u32.to_le_bytes() {
-        say("a cubin or fat binary cannot be emulated: load the PTX");
-        return Err(Code::NO_BINARY_FOR_GPU);
-    }
-    // SAFETY: a PTX image ends with a NUL.
-    let text = unsafe { CStr::from_ptr(image.cast()) }.to_string_lossy();
-    in_context(|state| match Module::parse(&text) {
-        Ok(module) => {
-            let handle = state.handle();
-            state.modules.insert(handle, module);
-            Ok((handle, None))
-        }
-        Err(error) => {
-            say(&error.to_string());
-            Ok((0, Some(error.to_string())))
-        }
-    })
-}
-
-fn alloc(bytes: usize) -> Result<u64, Code> {
-    if bytes == 0 {
-        return Err(Code::INVALID_VALUE);
-    }
-    in_context(|state| {
-        let name = format!("cuMemAlloc #{}", state.allocations);
-        let address = state.device.alloc(bytes as u64, &name).map_err(failed)?.0;
-        state.allocations += 1;
-        state.sizes.insert(address, bytes as u64);
-        Ok(address)
-    })
-}
-
-fn free(address: u64) -> Result<(), Code> {
-    if address == 0 {
-        return Ok(());
-    }
-    in_context(|state| {
-        state.device.free(DevicePtr(address)).map_err(failed)?;
-        state.sizes.remove(&address);
-        Ok(())
-    })
-}
-
-fn fill(at: u64, pattern: &[u8], count: usize) -> Result<(), Code> {
-    let data = pattern.repeat(count);
-    in_context(|state| state.device.copy_to(DevicePtr(at), &data).map_err(failed))
-}
 
 macro_rules! driver_api {
     ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {
@@ -337,14 +207,8 @@ driver_api! {
         match load(image)? {
             (handle, None) => put(module, handle)?,
             (_, Some(text)) => {
-                // CU_JIT_ERROR_LOG_BUFFER and its size.
-                let option = |number| (0..count as usize).find(|&i| *options.add(i) == number).map(|i| *values.add(i));
-                if let (Some(buffer), Some(size)) = (option(5), option(6)) {
-                    let length = text.len().min((size as usize).saturating_sub(1));
-                    std::ptr::copy_nonoverlapping(text.as_ptr(), buffer.cast::<u8>(), length);
-                    if size as usize > 0 {
-                        buffer.cast::<u8>().add(length).write(0);
-                    }
+                if let Some(log) = link::Log::of_options(count, options, values) {
+                    log.write(&text);
                 }
                 return Err(Code::INVALID_PTX);
             }
@@ -363,6 +227,44 @@ driver_api! {
             (handle, None) => put(module, handle)?,
             _ => return Err(Code::INVALID_PTX),
         }
+    }
+
+    /// Begins to link; of the options, the error log is kept for the text that is added.
+    fn cuLinkCreate_v2(count: c_uint, options: *mut c_uint, values: *mut *mut c_void, link: *mut usize) {
+        let log = link::Log::of_options(count, options, values);
+        let handle = in_context(|state| {
+            let handle = state.handle();
+            state.links.insert(handle, link::Link::new(log));
+            Ok(handle)
+        })?;
+        put(link, handle)?
+    }
+
+    /// Adds PTX (`CU_JIT_INPUT_PTX`); one text, since the emulator links nothing.
+    fn cuLinkAddData_v2(
+        link: usize,
+        kind: c_uint,
+        data: *mut c_void,
+        bytes: usize,
+        _name: *const c_char,
+        _count: c_uint,
+        _options: *mut c_uint,
+        _values: *mut *mut c_void,
+    ) {
+        let text = host(data, bytes)?;
+        in_context(|state| state.links.get_mut(&link).ok_or(Code::INVALID_HANDLE)?.add(kind, text))?
+    }
+
+    /// The "cubin": the PTX that was added, which `cuModuleLoadData` takes. It lives as long as the link.
+    fn cuLinkComplete(link: usize, image: *mut *const c_void, bytes: *mut usize) {
+        let (text, length) = in_context(|state| state.links.get(&link).ok_or(Code::INVALID_HANDLE)?.image())?;
+        put(image, text.cast())?;
+        put(bytes, length)?
+    }
+
+    /// Forgets a link.
+    fn cuLinkDestroy(link: usize) {
+        in_context(|state| state.links.remove(&link).map(drop).ok_or(Code::INVALID_HANDLE))?
     }
 
     /// Forgets a module and its functions.
@@ -671,37 +573,4 @@ driver_api! {
             return Err(Code(result));
         }
     }
-}
-
-/// Whether a handle is the one context.
-fn known(context: usize) -> Result<(), Code> {
-    with(|_| if context == CONTEXT { Ok(()) } else { Err(Code::INVALID_CONTEXT) })
-}
-
-fn new_handle() -> Result<usize, Code> {
-    in_context(|state| {
-        let handle = state.handle();
-        state.handles.insert(handle);
-        Ok(handle)
-    })
-}
-
-fn forget(handle: usize) -> Result<(), Code> {
-    with(|state| if state.handles.remove(&handle) { Ok(()) } else { Err(Code::INVALID_HANDLE) })
-}
-
-fn host_alloc(bytes: usize) -> Result<*mut c_void, Code> {
-    let layout = std::alloc::Layout::from_size_align(bytes, 256).map_err(|_| Code::INVALID_VALUE)?;
-    if bytes == 0 {
-        return Err(Code::INVALID_VALUE);
-    }
-    in_context(|state| {
-        // SAFETY: not of size 0.
-        let pointer = unsafe { std::alloc::alloc_zeroed(layout) };
-        if pointer.is_null() {
-            return Err(Code::OUT_OF_MEMORY);
-        }
-        state.host.insert(pointer as usize, bytes);
-        Ok(pointer.cast())
-    })
 }

@@ -14,7 +14,11 @@
 
 pub mod api;
 mod code;
+mod handles;
 mod launch;
+mod link;
+mod memory;
+mod module;
 mod settings;
 mod state;
 

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use ptx_emulator::{Device, Module};
 
 use crate::code::Code;
+use crate::link::Link;
 use crate::settings::{self, Settings};
 
 /// A loaded kernel.
@@ -25,6 +26,7 @@ pub struct State {
     pub log: bool,
     pub modules: HashMap<usize, Module>,
     pub functions: HashMap<usize, Function>,
+    pub links: HashMap<usize, Link>,
     /// Streams and events.
     pub handles: HashSet<usize>,
     /// Host memory of `cuMemAllocHost`: address to bytes.
@@ -44,6 +46,7 @@ impl State {
             log: settings.log,
             modules: HashMap::new(),
             functions: HashMap::new(),
+            links: HashMap::new(),
             handles: HashSet::new(),
             host: HashMap::new(),
             allocations: 0,

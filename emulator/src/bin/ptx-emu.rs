@@ -7,8 +7,31 @@
 use clap::{Parser, Subcommand};
 use ptx_emulator::{Checks, Error, LaunchError, Limits, Module, Options, Profile, parse_checks, read_launch};
 use serde_json::json;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+/// A line on stdout.
+macro_rules! say {
+    ($($text:tt)*) => { put(std::io::stdout(), &(format!($($text)*) + "\n")) };
+}
+
+/// A line on stderr.
+macro_rules! complain {
+    ($($text:tt)*) => { put(std::io::stderr(), &(format!($($text)*) + "\n")) };
+}
+
+/// Writes, and says so when it cannot: unlike `println!` no panic, and no word when the reader of a pipe
+/// has seen enough (`ptx-emu list FILE | head`).
+fn put(mut to: impl Write, text: &str) {
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(std::io::stderr(), "ptx-emu: output: {e}");
+            std::process::exit(2);
+        }
+        _ => {}
+    }
+}
 
 #[derive(Parser)]
 #[command(
@@ -26,7 +49,7 @@ struct Cli {
 enum Command {
     /// Runs the kernel a LAUNCH.json describes
     #[command(
-        after_help = "LAUNCH.json:\n  {\"ptx\": \"kernel.ptx\", \"kernel\": \"name\", \"grid\": [x,y,z], \"block\": [x,y,z], \"shared_bytes\": N,\n   \"args\": [ARG, ...], \"check\": [\"mem\",\"init\",\"race\",\"sync\"]}\nARG is one of\n  {\"in\": \"a.bin\"}  {\"in\": \"a.bin\", \"out\": \"b.bin\"}  {\"bytes\": N, \"out\": \"b.bin\"}\n  {\"u32\": v} {\"i32\": v} {\"u64\": v} {\"i64\": v} {\"f32\": v} {\"f64\": v}\nPaths are relative to the file.\n\nExample:\n  ptx-emu run launch.json --seed 3 --check mem,init"
+        after_help = "LAUNCH.json:\n  {\"ptx\": \"kernel.ptx\", \"kernel\": \"name\", \"grid\": [x,y,z], \"block\": [x,y,z], \"shared_bytes\": N,\n   \"args\": [ARG, ...], \"check\": [\"mem\",\"init\",\"race\",\"sync\"]}\nARG is one of\n  {\"in\": \"a.bin\"}  {\"in\": \"a.bin\", \"out\": \"b.bin\"}  {\"bytes\": N, \"out\": \"b.bin\"}\n  {\"u32\": v} {\"i32\": v} {\"u64\": v} {\"i64\": v} {\"f32\": v} {\"f64\": v}\nPaths are relative to the file.\n\n--json prints kernel, completed, findings, counters, wall_ns, output, and with a profile also profile, profile_by_source, hints, buffers.\n\nExamples:\n  ptx-emu run launch.json --seed 3 --check mem,init\n  ptx-emu run launch.json --profile --top 5 --profile-html profile.html\n  ptx-emu run launch.json --limit memory_bytes=1000000\n\nExit status: 0 clean, 1 a checker or the launch validation complained, 2 bad input or outside the scope."
     )]
     Run {
         /// The launch file
@@ -62,7 +85,7 @@ enum Command {
         /// Compute capability whose limits hold
         #[arg(long, default_value_t = 80)]
         sm: u32,
-        /// Another upper limit on what text and run may ask for; can be given several times
+        /// Another upper limit on what text and run may ask for, once for each; a wrong name lists them
         #[arg(long, value_name = "NAME=N")]
         limit: Vec<String>,
     },
@@ -130,7 +153,7 @@ fn main() -> ExitCode {
 }
 
 fn fail(message: &str) -> ExitCode {
-    eprintln!("ptx-emu: {message}");
+    complain!("ptx-emu: {message}");
     ExitCode::from(2)
 }
 
@@ -173,9 +196,9 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool, view
         Ok(r) => r,
         // The kernel went astray with the checker off that would have said more.
         Err(LaunchError::Emulator { source: e @ Error::IllegalAddress { .. }, .. }) => {
-            eprintln!("ptx-emu: {e}");
+            complain!("ptx-emu: {e}");
             if json {
-                println!(
+                say!(
                     "{}",
                     json!({"kernel": file.kernel, "completed": false, "findings": [], "error": e.to_string()})
                 );
@@ -185,10 +208,10 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool, view
         Err(e) => return fail(&at(&e)),
     };
     for f in &report.findings {
-        eprintln!("ptx-emu: {f}");
+        complain!("ptx-emu: {f}");
     }
     if !report.output.is_empty() {
-        eprint!("{}", report.output);
+        put(std::io::stderr(), &report.output);
     }
     let ptx =
         if views.wanted() { file.ptx_text(&mut disk, &limits).unwrap_or_default() } else { String::new() };
@@ -200,11 +223,11 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool, view
             record["hints"] = json!(profile.hints());
             record["profile_by_source"] = json!(profile.by_source());
         }
-        println!("{record}");
+        say!("{record}");
     } else {
         let c = &report.counters;
         let seconds = report.wall_ns as f64 * 1e-9;
-        println!(
+        say!(
             "{}: {}; {} lane instructions in {:.3} s ({:.0} M/s); global {} B read, {} B written; {} bank conflicts; {} barriers",
             report.kernel,
             if report.is_clean() { "clean" } else { "NOT clean" },
@@ -217,7 +240,7 @@ fn run(launch: &Path, checks: Option<Checks>, options: Options, json: bool, view
             c.barriers
         );
         if views.text {
-            print!("{}", profile.text(views.top));
+            put(std::io::stdout(), &profile.text(views.top));
         }
     }
     if let Some(path) = &views.html
@@ -245,9 +268,9 @@ fn lint(file: &Path, json: bool) -> ExitCode {
     };
     for r in &remarks {
         if json {
-            println!("{}", json!(r));
+            say!("{}", json!(r));
         } else {
-            println!("{r}");
+            say!("{r}");
         }
     }
     if remarks.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
@@ -276,24 +299,21 @@ fn list(file: &Path, json: bool) -> ExitCode {
                 "instructions": ops.iter().map(|(n, c)| (n.clone(), json!(c))).collect::<serde_json::Map<_, _>>(),
                 "outside": problem,
             });
-            println!("{record}");
+            say!("{record}");
             continue;
         }
-        println!("{}({})", k.name, params.join(", "));
-        println!(
-            "  line {}, {} virtual registers, {shared} bytes of static shared memory",
-            k.line, k.registers
-        );
+        say!("{}({})", k.name, params.join(", "));
+        say!("  line {}, {} virtual registers, {shared} bytes of static shared memory", k.line, k.registers);
         if let Some(r) = k.reqntid {
-            println!("  .reqntid {r:?}");
+            say!("  .reqntid {r:?}");
         }
         if let Some(r) = k.maxntid {
-            println!("  .maxntid {r:?}");
+            say!("  .maxntid {r:?}");
         }
         let used: Vec<String> = ops.iter().map(|(n, c)| format!("{n} {c}")).collect();
-        println!("  uses: {}", used.join(", "));
+        say!("  uses: {}", used.join(", "));
         if let Some(p) = problem {
-            println!("  OUTSIDE THE SCOPE: {p}");
+            say!("  OUTSIDE THE SCOPE: {p}");
         }
     }
     if outside { ExitCode::from(2) } else { ExitCode::SUCCESS }

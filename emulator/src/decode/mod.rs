@@ -11,6 +11,7 @@ mod calls;
 mod compare;
 mod convert;
 mod float;
+mod logic;
 mod mbarrier;
 mod memory;
 mod mma;

@@ -1,6 +1,6 @@
 //! Lane-wise instructions: fast loops for the frequent ones, [`num::eval`] lane by lane for the rest.
 
-use super::lanes::{Bank, floats, fma_lanes, lanes};
+use super::lanes::{Bank, fma_lanes, lanes};
 use super::{Machine, Warp};
 use crate::inst::*;
 use crate::num::{self, float, half};
@@ -25,6 +25,63 @@ fn canon(v: f32, on: bool) -> u32 {
 #[inline(always)]
 fn f(bits: u32, on: bool) -> f32 {
     f32::from_bits(ftz(bits, on))
+}
+
+#[inline(always)]
+fn pair(hi: u32, lo: u32, h: Hf) -> u32 {
+    let one = |v: u32| u32::from(half::from_f32(f32::from_bits(v), h, Rnd::Rn));
+    one(hi) << 16 | one(lo)
+}
+
+/// The frequent conversions, which have loops of their own.
+fn simple(c: Cvt) -> bool {
+    let half = matches!(c.from, Ty::F16 | Ty::BF16);
+    if c.sat || c.relu || c.finite || c.integral {
+        return false;
+    }
+    match (c.from.is_float(), c.to.is_float()) {
+        (false, false) => true,
+        (false, true) => c.to == Ty::F32 && matches!(c.from, Ty::S32 | Ty::U32) && c.rnd == Rnd::Rn,
+        (true, true) => {
+            half && c.to == Ty::F32
+                || c.from == Ty::F32 && matches!(c.to, Ty::F16 | Ty::BF16) && c.rnd == Rnd::Rn
+        }
+        (true, false) => false,
+    }
+}
+
+/// Those conversions; otherwise as [`num::eval`].
+fn convert(bank: &mut Bank, c: Cvt, d: R, a: R, mask: u32) {
+    let single = |h: u32, f: Hf| {
+        let v = half::to_f32(h as u16, f);
+        if v.is_nan() { 0x7fff_ffff } else { v.to_bits() }
+    };
+    let to_half = |v: u32, h: Hf| u32::from(half::from_f32(f(v, c.ftz), h, Rnd::Rn));
+    match (c.from, c.to) {
+        (Ty::F16, _) => bank.map1(d, mask, a, |v| single(v, Hf::F16)),
+        (Ty::BF16, _) => bank.map1(d, mask, a, |v| ftz(single(v, Hf::BF16), c.ftz)),
+        (Ty::F32, Ty::F16) => bank.map1(d, mask, a, |v| to_half(v, Hf::F16)),
+        (Ty::F32, _) => bank.map1(d, mask, a, |v| to_half(v, Hf::BF16)),
+        (Ty::S32, Ty::F32) => bank.map1(d, mask, a, |v| (v as i32 as f32).to_bits()),
+        (Ty::U32, Ty::F32) => bank.map1(d, mask, a, |v| (v as f32).to_bits()),
+        _ => {
+            let (from, to) = (c.from.bits() as u8, c.to.bits() as u8);
+            let (keep, fit) = (num::int::mask(from), num::int::mask(to));
+            let (up, down) = (64 - u32::from(from), 64 - u32::from(to));
+            let wide = num::int::mask(c.dbits);
+            match (c.from.is_signed(), c.to.is_signed()) {
+                (false, false) => bank.either1(d, mask, a, |v| v & keep & fit),
+                (true, false) => bank.either1(d, mask, a, |v| ((v << up) as i64 >> up) as u64 & fit),
+                (false, true) => {
+                    bank.either1(d, mask, a, |v| (((v & keep) << down) as i64 >> down) as u64 & wide);
+                }
+                (true, true) => bank.either1(d, mask, a, |v| {
+                    let x = (v << up) as i64 >> up;
+                    (x << down >> down) as u64 & wide
+                }),
+            }
+        }
+    }
 }
 
 pub(super) fn alu(bank: &mut Bank, alu: Alu, d: R, s: [R; 4], mask: u32) {
@@ -70,11 +127,32 @@ pub(super) fn alu(bank: &mut Bank, alu: Alu, d: R, s: [R; 4], mask: u32) {
             bank.map2(d, mask, s[0], s[1], |a, b| canon(f(a, m.ftz) * f(b, m.ftz), m.ftz));
         }
         Alu::FFma(m) if plain(m) => {
-            let get = |r: R| floats(&bank.r32(r).map(|v| ftz(v, m.ftz)));
-            let (a, b, c) = (get(s[0]), get(s[1]), get(s[2]));
-            let mut out = [0f32; 32];
-            fma_lanes(&a, &b, &c, &mut out);
-            bank.put32(d, mask, &out.map(|v| canon(v, m.ftz)));
+            let mut v = [[0f32; 32]; 3];
+            for (v, &r) in v.iter_mut().zip(&s) {
+                let x = bank.r32(r);
+                for i in 0..32 {
+                    v[i] = f(x[i], m.ftz);
+                }
+            }
+            let (mut out, mut bits) = ([0f32; 32], [0u32; 32]);
+            fma_lanes(&v[0], &v[1], &v[2], &mut out);
+            for i in 0..32 {
+                bits[i] = canon(out[i], m.ftz);
+            }
+            bank.put32(d, mask, &bits);
+        }
+        Alu::FMin { nan: false, ftz, xorsign: false } => {
+            bank.map2(d, mask, s[0], s[1], |a, b| float::minmax32(a, b, false, false, ftz, false));
+        }
+        Alu::FMax { nan: false, ftz, xorsign: false } => {
+            bank.map2(d, mask, s[0], s[1], |a, b| float::minmax32(a, b, true, false, ftz, false));
+        }
+        Alu::Cvt(c) if simple(c) => convert(bank, c, d, s[0], mask),
+        Alu::CvtPack(h, m, false) if plain(m) && h == Hf::F16 => {
+            bank.map2(d, mask, s[0], s[1], |a, b| pair(a, b, Hf::F16));
+        }
+        Alu::CvtPack(h, m, false) if plain(m) && h == Hf::BF16 => {
+            bank.map2(d, mask, s[0], s[1], |a, b| pair(a, b, Hf::BF16));
         }
         Alu::FMin { nan, ftz, xorsign } => {
             bank.map2(d, mask, s[0], s[1], |a, b| float::minmax32(a, b, false, nan, ftz, xorsign));
@@ -114,11 +192,33 @@ pub(super) fn compare(bank: &Bank, cmp: Cmp, ty: Ty, flush: bool, a: R, b: R) ->
         };
     }
     match ty {
-        Ty::F32 | Ty::F64 | Ty::F16 | Ty::BF16 => {
+        Ty::F32 => {
+            let (x, y) = (bank.r32(a), bank.r32(b));
+            macro_rules! all {
+                ($op:tt) => {
+                    for i in 0..32 {
+                        m |= u32::from(f(x[i], flush) $op f(y[i], flush)) << i;
+                    }
+                };
+            }
+            match cmp {
+                Cmp::Lt => all!(<),
+                Cmp::Le => all!(<=),
+                Cmp::Gt => all!(>),
+                Cmp::Ge => all!(>=),
+                Cmp::Eq => all!(==),
+                _ => {
+                    for i in 0..32 {
+                        let (x, y) = (f64::from(f(x[i], flush)), f64::from(f(y[i], flush)));
+                        m |= u32::from(compare_float(cmp, x, y)) << i;
+                    }
+                }
+            }
+        }
+        Ty::F64 | Ty::F16 | Ty::BF16 => {
             for i in 0..32 {
                 let get = |r: R| match ty {
                     Ty::F64 => f64::from_bits(bank.r64(r)[i]),
-                    Ty::F32 => f64::from(f(bank.r32(r)[i], flush)),
                     Ty::F16 => {
                         let v = half::flush(bank.r32(r)[i] as u16, Hf::F16, flush);
                         f64::from(half::to_f32(v, Hf::F16))
@@ -198,6 +298,20 @@ fn combine(bop: Bop, a: u32, b: u32) -> u32 {
     }
 }
 
+/// Lanes in which a register is known that a `prmt` takes bytes from. Selectors are constants in
+/// practice: that of lane 0 stands for all.
+fn bytes_known(w: &Warp, op: Alu, s: &[R; 4]) -> u32 {
+    let (a, b) = (w.known[s[0].slot()], w.known[s[1].slot()]);
+    match op {
+        Alu::Prmt(0) => {
+            let selector = w.bank.r32(s[2])[0];
+            let takes = |bit| (0..4).any(|i| selector >> (4 * i + 2) & 1 == bit);
+            (if takes(0) { a } else { 0 }) | (if takes(1) { b } else { 0 })
+        }
+        _ => a | b,
+    }
+}
+
 impl Machine<'_> {
     /// The lane-wise part of the instruction set.
     #[inline]
@@ -210,6 +324,12 @@ impl Machine<'_> {
                         let k = w.known[s[0].slot()] & mask;
                         let old = w.known[d.slot()];
                         w.known[d.slot()] = (old & !mask) | k;
+                    } else if let Alu::Prmt(_) = a {
+                        // Nor is a permutation of bytes, some of which LLVM never reads: known when any
+                        // register it takes bytes from is.
+                        self.check_regs(w, pc, mask, &s[2..]);
+                        let k = bytes_known(w, a, &s);
+                        w.known[d.slot()] = (w.known[d.slot()] & !mask) | (k & mask);
                     } else {
                         self.check_regs(w, pc, mask, &s);
                         w.known[d.slot()] |= mask;

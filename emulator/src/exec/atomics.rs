@@ -60,7 +60,6 @@ impl Machine<'_> {
     ) {
         self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base, a, b]);
         self.addresses(cta, wi, m.base, m.offset);
-        self.strong_order(cta, wi);
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             this.atomic_in(cta, wi, pc, mask, m, space, op, ty, d, (a, b));
         });
@@ -94,7 +93,7 @@ impl Machine<'_> {
             self.n.atomic_conflicts += repeated(&cta.warps[wi].addr, s.ok);
         }
         if self.check_race {
-            self.strong_global(cta, wi, &s, &m, true, true);
+            self.strong(cta, wi, &s, &m, true, true);
             let how = How::of(&m);
             let mut conflict = None;
             let Cta { warps, far, linear, records, .. } = &mut *cta;

@@ -28,11 +28,36 @@ impl Machine<'_> {
         }
         w.groups[gi].forced = false;
         let first = mask.trailing_zeros() as usize;
-        let id = (w.bank.get(id, first) & 15) as usize;
+        let differs = |w: &super::Warp, r: R| {
+            let v = w.bank.get(r, first);
+            super::lanes::lanes(mask).any(|lane| w.bank.get(r, lane) != v)
+        };
+        let mixed = differs(w, id) || count.some() && differs(w, count);
+        let number = w.bank.get(id, first);
+        if self.check_sync && (mixed || number > 15) {
+            let kind = if mixed { "barrier mismatch" } else { "barrier number" };
+            self.find(Class::Sync, kind, wi as u32, pc, mask, None, || match mixed {
+                true => "lanes of a warp name different barriers or counts".to_string(),
+                false => format!("barrier {number}: there are 16, from 0 to 15"),
+            });
+        }
+        let id = (number & 15) as usize;
         let all = cta_threads(cta);
         let w = &mut cta.warps[wi];
         let expected = if count.some() { w.bank.get(count, first) as u32 } else { all };
         let b = &mut cta.bars[id];
+        let twice = mask == live && b.warps >> (wi & 31) & 1 != 0;
+        let other = b.arrived > 0 && b.red != red;
+        if self.check_sync && (twice || other) {
+            let kind = if twice { "barrier twice" } else { "barrier mismatch" };
+            self.find(Class::Sync, kind, wi as u32, pc, mask, None, || match twice {
+                true => format!("a warp comes to barrier {id} again before it has opened"),
+                false => format!("barrier {id} is used with and without a reduction at the same time"),
+            });
+        }
+        let b = &mut cta.bars[id];
+        b.red = red;
+        b.warps |= u32::from(mask == live) << (wi & 31);
         if self.check_sync && count.some() && (expected == 0 || expected % 32 != 0) {
             self.find(Class::Sync, "barrier count", wi as u32, pc, mask, None, || {
                 format!("barrier {id} with a count of {expected}, which is no multiple of 32")

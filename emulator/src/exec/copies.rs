@@ -5,7 +5,7 @@
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::order::Me;
-use super::race::{self, Bring, How};
+use super::race::{self, Bring, How, Past};
 use super::{Cta, Machine, Pending};
 use crate::inst::{NO_P, P, R};
 use crate::limits::within;
@@ -108,6 +108,7 @@ impl Machine<'_> {
                 src: w.addr[lane],
                 group: w.committed[lane],
                 bar: None,
+                pc,
                 time: 0,
             });
         }
@@ -151,6 +152,18 @@ impl Machine<'_> {
             }
         }
         out
+    }
+
+    /// A lane that writes what a copy of the CTA has still to read, and that copy.
+    pub(super) fn source_in_flight(cta: &Cta, wi: usize, s: &Spots, total: usize) -> Option<(u32, Past)> {
+        let all = || cta.warps.iter().flat_map(|w| w.pending.iter().map(move |p| (w.index, p)));
+        all().next()?;
+        let addr = &cta.warps[wi].addr;
+        lanes(s.ok).find_map(|lane| {
+            let (from, to) = (addr[lane], addr[lane] + total as u64);
+            let (warp, p) = all().find(|(_, p)| p.src < to && from < p.src + u64::from(p.src_bytes))?;
+            Some((lane as u32, race::copy_of(cta.linear, warp, u32::from(p.lane), p.pc)))
+        })
     }
 
     /// Completes all but the newest `pending` groups of each lane.

@@ -141,6 +141,32 @@ impl Bank {
         self.put64(d, mask, &out);
     }
 
+    /// One operand and a result of either width, as 64 bits.
+    #[inline(always)]
+    pub fn either1(&mut self, d: R, mask: u32, a: R, f: impl Fn(u64) -> u64) {
+        let mut out = [0u64; 32];
+        if a.wide() {
+            let a = self.r64(a);
+            for i in 0..32 {
+                out[i] = f(a[i]);
+            }
+        } else {
+            let a = self.r32(a);
+            for i in 0..32 {
+                out[i] = f(u64::from(a[i]));
+            }
+        }
+        if d.wide() {
+            self.put64(d, mask, &out);
+        } else {
+            let mut low = [0u32; 32];
+            for i in 0..32 {
+                low[i] = out[i] as u32;
+            }
+            self.put32(d, mask, &low);
+        }
+    }
+
     /// 32-bit operands, 64-bit result.
     #[inline(always)]
     pub fn widen2(&mut self, d: R, mask: u32, a: R, b: R, f: impl Fn(u32, u32) -> u64) {
@@ -199,10 +225,4 @@ unsafe fn fma_lanes_x86(a: &[f32; 32], b: &[f32; 32], c: &[f32; 32], out: &mut [
     for i in 0..32 {
         out[i] = a[i].mul_add(b[i], c[i]);
     }
-}
-
-/// Per lane view of raw bits as singles.
-#[inline(always)]
-pub(crate) fn floats(v: &[u32; 32]) -> [f32; 32] {
-    v.map(f32::from_bits)
 }

@@ -1,6 +1,9 @@
 //! ldmatrix, stmatrix and movmatrix, and the dispatch of the matrix products (`mma.rs`, `wmma.rs`).
 
+use super::lanes::lanes;
 use super::mem::{read_le, write_le};
+use super::order::Me;
+use super::race::{self, Bring, How, SEVERAL};
 use super::{Cta, Machine};
 use crate::inst::*;
 use crate::memory::SHARED_WINDOW;
@@ -79,7 +82,21 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, list);
         }
         if load && self.check_race {
-            self.race_read(cta, wi, pc, &s, 16, super::race::How::default(), true);
+            self.race_read(cta, wi, pc, &s, 16, How::default(), true);
+        }
+        if !load && self.check_race {
+            let mut conflict = None;
+            let Cta { warps, records, far, linear, .. } = &mut *cta;
+            let mut me = Me::new(&warps[wi].clock, far, *linear, wi as u32);
+            // A row comes from four lanes.
+            me.lane = SEVERAL;
+            for lane in lanes(s.ok) {
+                let at = s.offset[lane];
+                let cells = &mut records[race::within(at, 16)];
+                let hit = me.write(cells, at % 4, 16, pc, How::default(), Bring::Atomic);
+                conflict = conflict.or(hit.map(|hit| (lane as u32, hit)));
+            }
+            self.race_found(cta, wi, pc, &s, conflict);
         }
         let Cta { shared, shared_known, warps, .. } = cta;
         let w = &mut warps[wi];

@@ -138,7 +138,7 @@ impl Machine<'_> {
                         for lane in 0..32 {
                             let off = addr[lane].wrapping_sub(a.base);
                             let active = mask >> lane & 1 != 0;
-                            ok &= !active | (off <= last && !misaligned(addr[lane]));
+                            ok &= !active | ((off <= last) & !misaligned(addr[lane]));
                             s.offset[lane] = off as usize;
                         }
                         if ok {
@@ -163,6 +163,19 @@ impl Machine<'_> {
                     Space::Local => u64::from(self.l.prog.local_bytes),
                     _ => self.l.params.len() as u64,
                 };
+                if space != Space::Local && total as u64 <= limit && !(write && space == Space::Param) {
+                    let last = limit - total as u64;
+                    let mut ok = true;
+                    for lane in 0..32 {
+                        let a = addr[lane];
+                        ok &= (mask >> lane & 1 == 0) | ((a <= last) & !misaligned(a));
+                        s.offset[lane] = a as usize;
+                    }
+                    if ok {
+                        s.ok = mask;
+                        return s;
+                    }
+                }
                 let (mut outside, mut crooked) = (0u32, 0u32);
                 let stride = if space == Space::Local { self.l.prog.local_bytes as usize } else { 0 };
                 for lane in lanes(mask) {
@@ -419,16 +432,11 @@ impl Machine<'_> {
         self.addresses(cta, wi, m.base, m.offset);
         let (n, bytes) = (usize::from(m.n), usize::from(m.bytes));
         let total = n * bytes;
-        if m.strong {
-            self.strong_order(cta, wi);
-        }
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, false);
             if this.check_race {
-                this.strong_global(cta, wi, &s, &m, true, false);
-                if !m.strong {
-                    this.race_read(cta, wi, pc, &s, total, How::of(&m), false);
-                }
+                this.strong(cta, wi, &s, &m, true, false);
+                this.race_read(cta, wi, pc, &s, total, How::of(&m), false);
             }
             this.count_access(cta, wi, &s, total, false);
             if this.check_init {
@@ -498,16 +506,13 @@ impl Machine<'_> {
             self.check_regs(&mut cta.warps[wi], pc, mask, &[m.base]);
             self.check_regs(&mut cta.warps[wi], pc, mask, &src[..n.min(4)]);
         }
-        if m.strong {
-            self.strong_order(cta, wi);
-        }
         self.addresses(cta, wi, m.base, m.offset);
         self.by_space(cta, wi, mask, m.space, |this, cta, space, mask| {
             let s = this.spots(cta, wi, pc, mask, space, total, true);
             this.count_access(cta, wi, &s, total, true);
             let races = this.check_race && matches!(s.space, Space::Global | Space::Shared);
             if races {
-                this.strong_global(cta, wi, &s, &m, false, true);
+                this.strong(cta, wi, &s, &m, false, true);
             }
             let prog = this.l.prog;
             let reg = |j: usize| if j < 4 { src[j] } else { prog.pool[more as usize + j - 4] };
@@ -588,6 +593,10 @@ impl Machine<'_> {
                 }
                 Space::Local => lanes(s.ok).for_each(|lane| local_known.set(s.offset[lane], total)),
                 _ => {}
+            }
+            if races && conflict.is_none() && s.space == Space::Global {
+                conflict = Self::source_in_flight(cta, wi, &s, total)
+                    .map(|(lane, copy)| (lane, (copy, "overwrites source in flight")));
             }
             this.race_found(cta, wi, pc, &s, conflict);
         });

@@ -78,6 +78,8 @@ struct Pending {
     group: u32,
     /// mbarrier whose phase it belongs to.
     bar: Option<u32>,
+    /// Its instruction.
+    pc: u32,
     /// Time of the arrival there: who waits for the phase is ordered behind it.
     time: u32,
 }
@@ -112,6 +114,9 @@ struct Barrier {
     /// For the reductions.
     popc: u32,
     threads: u32,
+    red: Option<Red>,
+    /// Warps that came as a whole.
+    warps: u32,
     /// Times of the warps that came.
     seen: [u32; 32],
 }
@@ -135,8 +140,8 @@ struct Cta {
     order: u64,
     /// Chooses its warps and quanta.
     rng: schedule::Rng,
-    /// Times seen by strong accesses.
-    strong_seen: [u32; 32],
+    /// What release left at addresses for this CTA.
+    near: HashMap<u64, order::Near>,
     warps: Vec<Warp>,
     /// A barrier changed since it was last looked at.
     bar_event: bool,

@@ -1,17 +1,19 @@
 //! Which access is ordered behind which.
 //!
 //! Every warp has a logical time that advances at synchronisations, and knows up to which time it is
-//! behind the other warps of its CTA (barriers, strong accesses) and behind warps of other CTAs. The
-//! latter comes by release and acquire: a fence of gpu scope keeps what the warp knows, the strong
-//! writes after it leave that at their address; a strong read finds it there, and the next fence (or
-//! CTA barrier) makes it known. `.release` and `.acquire` do both steps at once. Lanes of a warp are
-//! ordered by any `.sync` both take part in; for the other warps the lanes of a warp are one.
+//! behind the other warps of its CTA and behind warps of other CTAs: by barriers, and by release and
+//! acquire. A fence keeps what the warp knows, the strong writes after it leave that at their address;
+//! a strong read finds it there, and the next fence (or CTA barrier) makes it known. `.release` and
+//! `.acquire` do both steps at once. Within a CTA any scope will do and shared memory counts as well
+//! (`near`), between CTAs it takes gpu scope and global memory (`marks`). Lanes of a warp are ordered
+//! by any `.sync` both take part in, or by such a hand-over; for other warps they are one.
 
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::race::{IN_FLIGHT, Past, SEVERAL};
 use super::{Cta, Machine};
 use crate::inst::Access;
+use crate::memory::SHARED_WINDOW;
 use crate::types::Space;
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -32,8 +34,13 @@ pub(super) struct Clock {
     fenced: Option<Rc<Times>>,
     /// Own time in `fenced`. Strong accesses count as made then: who acquires them knows that time.
     fence_time: u32,
+    /// The same within the CTA, by a fence of any scope.
+    near_fenced: Option<[u32; 32]>,
+    near_time: u32,
     /// Addresses read strongly since the last fence, with their versions.
     found: Vec<u64>,
+    /// The same for what the CTA left there.
+    near_found: Vec<u64>,
     /// The last address learned from, and its version then.
     learned: (u64, u32),
 }
@@ -47,7 +54,10 @@ impl Clock {
             pair: Box::new([[0; 32]; 32]),
             fenced: None,
             fence_time: 0,
+            near_fenced: None,
+            near_time: 0,
             found: Vec::new(),
+            near_found: Vec::new(),
             learned: (0, 0),
         }
     }
@@ -59,7 +69,10 @@ impl Clock {
         *self.pair = [[0; 32]; 32];
         self.fenced = None;
         self.fence_time = 0;
+        self.near_fenced = None;
+        self.near_time = 0;
         self.found.clear();
+        self.near_found.clear();
         self.learned = (0, 0);
     }
 
@@ -84,9 +97,28 @@ impl Clock {
         self.time += 1;
     }
 
+    /// Times of the warps of the CTA this one is ordered behind, itself (warp `wi`) included.
+    fn known_here(&self, wi: usize) -> [u32; 32] {
+        let mut times = self.seen;
+        times[wi & 31] = self.time;
+        times
+    }
+
+    /// Takes over what another warp, or another lane of this one, released in the CTA.
+    fn join_here(&mut self, wi: usize, times: &[u32; 32]) {
+        for (mine, &t) in self.seen.iter_mut().zip(times) {
+            *mine = (*mine).max(t);
+        }
+        self.full = self.full.max(times[wi & 31]);
+    }
+
     /// The time a strong access, or another one, is made at.
     pub fn stamp(&self, strong: bool) -> u32 {
-        if strong && self.fence_time > 0 { self.fence_time } else { self.time }
+        match (strong, self.fence_time, self.near_time) {
+            (true, 0, 1..) => self.near_time,
+            (true, 1.., _) => self.fence_time,
+            _ => self.time,
+        }
     }
 
     /// Lane `lane` is ordered behind lane `other` of the same warp at `time`.
@@ -170,6 +202,12 @@ pub(super) struct Mark {
     last: Option<Rc<Times>>,
 }
 
+/// What release left at an address for the same CTA.
+pub(super) struct Near {
+    times: [u32; 32],
+    owner: u32,
+}
+
 impl Machine<'_> {
     /// All that warp `wi` is ordered behind, itself included.
     fn knowledge(&self, cta: &Cta, wi: usize) -> Rc<Times> {
@@ -224,20 +262,19 @@ impl Machine<'_> {
         warps[wi].clock.time += 1;
     }
 
-    /// A fence of gpu scope or wider.
-    pub(super) fn fence(&mut self, cta: &mut Cta, wi: usize) {
+    /// A fence; `near` is of CTA scope.
+    pub(super) fn fence(&mut self, cta: &mut Cta, wi: usize, near: bool) {
         if !self.check_race {
             return;
         }
         self.acquire_found(cta, wi);
-        self.keep_knowledge(cta, wi);
-    }
-
-    /// Keeps what the warp knows for the strong writes that follow.
-    fn keep_knowledge(&mut self, cta: &mut Cta, wi: usize) {
-        let all = self.knowledge(cta, wi);
+        let all = (!near).then(|| self.knowledge(cta, wi));
         let c = &mut cta.warps[wi].clock;
-        (c.fenced, c.fence_time) = (Some(all), c.time);
+        c.near_fenced = Some(c.known_here(wi));
+        c.near_time = c.time;
+        if let Some(all) = all {
+            (c.fenced, c.fence_time) = (Some(all), c.time);
+        }
         c.time += 1;
     }
 
@@ -287,11 +324,21 @@ impl Machine<'_> {
             self.learn(cta, wi, address);
         }
         found.clear();
-        cta.warps[wi].clock.found = found;
+        let Cta { near, warps, .. } = cta;
+        let clock = &mut warps[wi].clock;
+        clock.found = found;
+        let mut found = std::mem::take(&mut clock.near_found);
+        for address in &found {
+            if let Some(mark) = near.get(address) {
+                clock.join_here(wi, &mark.times);
+            }
+        }
+        found.clear();
+        clock.near_found = found;
     }
 
-    /// A strong access to global memory passes knowledge on: `read` and `write` as it does.
-    pub(super) fn strong_global(
+    /// A strong access passes knowledge on: `read` and `write` as it does.
+    pub(super) fn strong(
         &mut self,
         cta: &mut Cta,
         wi: usize,
@@ -300,18 +347,72 @@ impl Machine<'_> {
         read: bool,
         write: bool,
     ) {
-        if !self.check_race || !m.strong || m.near || s.space != Space::Global {
+        if !self.check_race || !m.strong || !matches!(s.space, Space::Global | Space::Shared) {
             return;
         }
-        let place = |this: &Self, lane: usize| {
-            (this.l.mem.allocs[s.alloc[lane] as usize].base + s.offset[lane] as u64) & !3
+        let far = !m.near && s.space == Space::Global;
+        if read {
+            self.strong_read(cta, wi, s, m, far);
+        }
+        if !write {
+            return;
+        }
+        // A release serves this write alone, other than a fence.
+        let all = match (far, m.release) {
+            (true, true) => Some(self.knowledge(cta, wi)),
+            (true, false) => cta.warps[wi].clock.fenced.clone(),
+            _ => None,
         };
-        if read && !self.marks.is_empty() {
-            for lane in lanes(s.ok) {
-                let address = place(self, lane);
-                if !self.marks.contains_key(&address) {
-                    continue;
+        let c = &mut cta.warps[wi].clock;
+        let here = if m.release { Some(c.known_here(wi)) } else { c.near_fenced };
+        if m.release {
+            c.near_time = c.time;
+            c.fence_time = if far { c.time } else { c.fence_time };
+            c.time += 1;
+        }
+        for lane in lanes(s.ok) {
+            let address = self.address_of(s, lane);
+            // A store takes the place of what others left, an atomic carries it on.
+            if !read && cta.near.get(&address).is_some_and(|n| n.owner != wi as u32) {
+                cta.near.remove(&address);
+            }
+            let Some(here) = &here else { continue };
+            let mark = cta.near.entry(address).or_insert(Near { times: [0; 32], owner: 0 });
+            mark.owner = wi as u32;
+            for (t, &new) in mark.times.iter_mut().zip(here) {
+                *t = (*t).max(new);
+            }
+        }
+        if far {
+            self.strong_far(cta.linear << 5 | wi as u32, s, read, all);
+        }
+    }
+
+    /// The words an access goes to, told apart by their addresses.
+    fn address_of(&self, s: &Spots, lane: usize) -> u64 {
+        let base = match s.space {
+            Space::Shared => SHARED_WINDOW,
+            _ => self.l.mem.allocs[s.alloc[lane] as usize].base,
+        };
+        (base + s.offset[lane] as u64) & !3
+    }
+
+    fn strong_read(&mut self, cta: &mut Cta, wi: usize, s: &Spots, m: &Access, far: bool) {
+        let far = far && !self.marks.is_empty();
+        if cta.near.is_empty() && !far {
+            return;
+        }
+        for lane in lanes(s.ok) {
+            let address = self.address_of(s, lane);
+            if let Some(mark) = cta.near.get(&address) {
+                let clock = &mut cta.warps[wi].clock;
+                if m.acquire {
+                    clock.join_here(wi, &mark.times);
+                } else if !clock.near_found.contains(&address) {
+                    clock.near_found.push(address);
                 }
+            }
+            if far && self.marks.contains_key(&address) {
                 if m.acquire {
                     self.learn(cta, wi, address);
                 } else if !cta.warps[wi].clock.found.contains(&address) {
@@ -319,27 +420,19 @@ impl Machine<'_> {
                 }
             }
         }
-        if !write {
-            return;
-        }
-        let me = cta.linear << 5 | wi as u32;
-        let mut times = cta.warps[wi].clock.fenced.clone();
-        if m.release {
-            // Serves this write alone, other than a fence.
-            times = Some(self.knowledge(cta, wi));
-            let c = &mut cta.warps[wi].clock;
-            c.fence_time = c.time;
-            c.time += 1;
-        }
+    }
+
+    /// Leaves `times` at the addresses for other CTAs.
+    fn strong_far(&mut self, me: u32, s: &Spots, read: bool, times: Option<Rc<Times>>) {
         for lane in lanes(s.ok) {
-            let address = place(self, lane);
-            if !read && let Some(mark) = self.marks.get_mut(&address) {
-                // A store takes the place of what others left, an atomic carries it on.
-                if mark.owner != me {
-                    mark.times.clear();
-                    mark.last = None;
-                    mark.version += 1;
-                }
+            let address = self.address_of(s, lane);
+            if !read
+                && let Some(mark) = self.marks.get_mut(&address)
+                && mark.owner != me
+            {
+                mark.times.clear();
+                mark.last = None;
+                mark.version += 1;
             }
             let Some(times) = &times else { continue };
             let mark = self.marks.entry(address).or_default();
@@ -354,17 +447,5 @@ impl Machine<'_> {
             mark.version += 1;
             mark.last = Some(times.clone());
         }
-    }
-
-    /// Orders a warp behind every strong access of its CTA before this one, and the next behind it.
-    pub(super) fn strong_order(&mut self, cta: &mut Cta, wi: usize) {
-        let w = &mut cta.warps[wi];
-        let live = w.exists & !w.exited;
-        w.clock.seen[wi & 31] = w.clock.time;
-        for (mine, all) in w.clock.seen.iter_mut().zip(cta.strong_seen.iter_mut()) {
-            let newest = (*mine).max(*all);
-            (*mine, *all) = (newest, newest);
-        }
-        w.clock.sync(live, live);
     }
 }

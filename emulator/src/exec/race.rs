@@ -1,10 +1,11 @@
 //! Conflicting accesses to shared and global memory without an order between them.
 //!
 //! Every four bytes have a cell with their last two writers and two readers: thread, logical time,
-//! bytes, instruction; 12 bytes a byte, in pages made at the first touch for global memory. Who is
+//! bytes, instruction; 11 bytes a byte, in pages made at the first touch for global memory. Who is
 //! ordered behind whom is the matter of `order.rs`. Strong accesses (atomics, volatile, relaxed and
-//! up) conflict only with weak ones, and strong loads with nothing, so that polling is free. What a cell has no room for is forgotten: the doubt is for the
-//! kernel, so every finding names two accesses that really took place without an order.
+//! up) conflict only with weak ones; strong loads are not remembered, so that polling is free. What a
+//! cell has no room for is forgotten: the doubt is for the kernel, so every finding names two accesses
+//! that really took place without an order.
 
 use super::lanes::lanes;
 use super::mem::Spots;
@@ -22,7 +23,7 @@ pub(super) const IN_FLIGHT: u32 = u32::MAX;
 /// Lane number that stands for several lanes of a warp.
 pub(super) const SEVERAL: u32 = 32;
 /// Most CTAs that are told apart.
-pub(super) const CTAS: u32 = (1 << 27) - 1;
+pub(super) const CTAS: u32 = (1 << 23) - 1;
 /// Cells of a page of global memory.
 const PAGE: usize = 1024;
 
@@ -57,7 +58,7 @@ impl Past {
     }
     /// Takes in another access of the same warp at the same time, or says no.
     fn merge(&mut self, o: Past) -> bool {
-        if self.who != o.who || self.time != o.time {
+        if !self.meets(o) {
             return false;
         }
         let lane = if self.lane() == o.lane() { o.lane() } else { SEVERAL };
@@ -69,21 +70,80 @@ impl Past {
     fn both_strong(self, o: Past) -> bool {
         self.bits & o.bits & STRONG != 0 && (self.cta() == o.cta() || (self.bits | o.bits) & NEAR == 0)
     }
-    fn clear(&mut self, bytes: u32) {
-        self.bits &= !bytes;
-        if self.bits & BYTES == 0 {
-            self.who = 0;
-        }
+    /// Of the same warp at the same time.
+    fn meets(self, o: Past) -> bool {
+        self.who == o.who && self.time == o.time
+    }
+    /// What is left of it when others take `bytes`.
+    fn without(self, bytes: u32) -> Kept {
+        let left = Past { bits: self.bits & !bytes, ..self };
+        if left.bits & BYTES == 0 { NOBODY } else { left.keep() }
     }
 }
 
-const NOBODY: Past = Past { who: 0, time: 0, bits: 0 };
+/// An access as cells keep it, in 11 bytes: who (28 bits), time (28), strong, near, lane (6); instruction
+/// (20), bytes (4). Times that do not fit count as earlier: in doubt ordered.
+#[derive(Clone, Copy)]
+#[repr(C, packed)]
+struct Kept {
+    low: u64,
+    high: [u8; 3],
+}
+
+const NOBODY: Kept = Kept { low: 0, high: [0; 3] };
+const PART: u64 = (1 << 28) - 1;
+
+impl Kept {
+    #[inline(always)]
+    fn free(self) -> bool {
+        self.low & PART == 0
+    }
+
+    /// Both weak, of one warp at one time.
+    #[inline(always)]
+    fn plain_meets(self, o: Kept) -> bool {
+        (self.low ^ o.low) << 8 == 0 && (self.low | o.low) >> 56 & 3 == 0
+    }
+
+    /// As `Past::merge` of those two, when `o` takes all bytes.
+    #[inline(always)]
+    fn joined(self, o: Kept) -> Kept {
+        let lane = if self.low == o.low { o.low >> 58 } else { u64::from(SEVERAL) };
+        Kept { low: o.low << 8 >> 8 | lane << 58, high: o.high }
+    }
+
+    #[inline(always)]
+    fn get(self) -> Past {
+        let low = self.low;
+        let [a, b, c] = self.high;
+        let high = u32::from_le_bytes([a, b, c, 0]);
+        let time = low >> 28 & PART;
+        let time = if time == PART { IN_FLIGHT } else { time as u32 };
+        let flags = (low >> 56) as u32;
+        Past { who: (low & PART) as u32, time, bits: (high >> 4) << 12 | flags << 4 & 0xff0 | high & BYTES }
+    }
+}
+
+impl Past {
+    #[inline(always)]
+    fn keep(self) -> Kept {
+        let time = if self.time == IN_FLIGHT { PART } else { u64::from(self.time).min(PART - 1) };
+        let low = u64::from(self.who) | time << 28 | u64::from(self.bits >> 4 & 0xff) << 56;
+        let [a, b, c, _] = (self.bits >> 12 << 4 | self.bits & BYTES).to_le_bytes();
+        Kept { low, high: [a, b, c] }
+    }
+}
+
+/// The copy of lane `lane` issued by instruction `pc`.
+pub(super) fn copy_of(cta: u32, warp: u32, lane: u32, pc: u32) -> Past {
+    Past { who: (cta << 5 | warp) + 1, time: IN_FLIGHT, bits: pc << 12 | lane << 6 | BYTES }
+}
 
 /// Last accesses to four bytes.
 #[derive(Clone, Copy)]
 pub(super) struct Cell {
-    writers: [Past; 2],
-    readers: [Past; 2],
+    writers: [Kept; 2],
+    readers: [Kept; 2],
 }
 
 pub(super) const FRESH: Cell = Cell { writers: [NOBODY; 2], readers: [NOBODY; 2] };
@@ -163,24 +223,43 @@ impl Me<'_> {
     pub(super) fn read(&self, cells: &mut [Cell], skip: usize, total: usize, pc: u32, how: How) -> Hit {
         let mut bad = None;
         let new = self.past(pc, how, self.clock.stamp(how.strong));
+        let whole = Past { bits: new.bits | BYTES, ..new }.keep();
         for (i, cell) in cells.iter_mut().enumerate() {
             let bytes = bytes_of(i, skip, total);
-            for w in cell.writers {
-                if w.who != 0 && w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
+            let [first, second] = &mut cell.readers;
+            // Mostly a warp reads all of what it or nobody has read since the last barrier.
+            if bytes == BYTES && cell.writers[0].free() && cell.writers[1].free() {
+                if how.strong {
+                    continue;
+                }
+                if first.free() {
+                    *first = whole;
+                    continue;
+                }
+                if first.plain_meets(whole) {
+                    *first = first.joined(whole);
+                    continue;
+                }
+            }
+            for w in cell.writers.into_iter().filter(|w| !w.free()).map(Kept::get) {
+                if w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
                     let flying = w.time == IN_FLIGHT;
                     bad = Some((w, if flying { "reads copy in flight" } else { "read after write" }));
                 }
             }
+            // Polling is free: a strong read is checked, not remembered.
+            if how.strong {
+                continue;
+            }
             let new = Past { bits: new.bits | bytes, ..new };
-            let [first, second] = &mut cell.readers;
-            if first.who == 0 || first.merge(new) {
-                if first.who == 0 {
-                    *first = new;
-                }
-            } else if first.bits & BYTES & !bytes == 0 && self.behind(*first) {
-                *first = new;
-            } else if second.who == 0 || !second.merge(new) {
-                *second = new;
+            let mut old = first.get();
+            if first.free() || (old.bits & BYTES & !bytes == 0 && !old.meets(new) && self.behind(old)) {
+                *first = new.keep();
+            } else if old.merge(new) {
+                *first = old.keep();
+            } else {
+                let mut old = second.get();
+                *second = if !second.free() && old.merge(new) { old.keep() } else { new.keep() };
             }
         }
         bad
@@ -208,8 +287,8 @@ impl Me<'_> {
                 }
                 _ => false,
             };
-            for w in cell.writers {
-                if w.who == 0 || w.bits & bytes == 0 || w.both_strong(new) {
+            for w in cell.writers.into_iter().filter(|w| !w.free()).map(Kept::get) {
+                if w.bits & bytes == 0 || w.both_strong(new) {
                     continue;
                 }
                 let flying = w.time == IN_FLIGHT;
@@ -218,26 +297,31 @@ impl Me<'_> {
                     bad = Some((w, if flying { "overwrites copy in flight" } else { "write after write" }));
                 }
             }
-            for r in cell.readers {
-                if r.who != 0 && r.bits & bytes != 0 && !same && !r.both_strong(new) && !self.behind(r) {
+            for r in cell.readers.into_iter().filter(|r| !r.free()).map(Kept::get) {
+                if r.bits & bytes != 0 && !same && !r.both_strong(new) && !self.behind(r) {
                     bad = Some((r, "write after read"));
                 }
             }
-            for old in &mut cell.readers {
-                old.clear(bytes);
+            for kept in cell.readers.iter_mut().filter(|r| !r.free()) {
+                *kept = kept.get().without(bytes);
             }
-            for old in &mut cell.writers {
+            for kept in cell.writers.iter_mut().filter(|w| !w.free()) {
+                let old = kept.get();
                 // An atomic beside atomics of others does not make those forgotten.
-                if old.who != 0 && (!old.both_strong(new) || self.behind(*old)) {
-                    old.clear(bytes);
+                if !old.both_strong(new) || self.behind(old) {
+                    *kept = old.without(bytes);
                 }
             }
             let new = Past { bits: new.bits | bytes, ..new };
             let [first, second] = &mut cell.writers;
-            if first.who == 0 {
-                *first = new;
-            } else if !first.merge(new) && (second.who == 0 || !second.merge(new)) {
-                *second = new;
+            let mut old = first.get();
+            if first.free() {
+                *first = new.keep();
+            } else if old.merge(new) {
+                *first = old.keep();
+            } else {
+                let mut old = second.get();
+                *second = if !second.free() && old.merge(new) { old.keep() } else { new.keep() };
             }
         }
         bad
@@ -260,8 +344,9 @@ pub(super) fn within(offset: usize, total: usize) -> std::ops::Range<usize> {
 /// A copy has landed: from now on it is a write of its lane.
 pub(super) fn landed(cells: &mut [Cell], time: u32) {
     for w in cells.iter_mut().flat_map(|c| &mut c.writers) {
-        if w.time == IN_FLIGHT {
-            w.time = time;
+        let past = w.get();
+        if past.time == IN_FLIGHT && !w.free() {
+            *w = Past { time, ..past }.keep();
         }
     }
 }
@@ -382,5 +467,36 @@ impl Machine<'_> {
             Some((other.pc(), side.clone())),
             || format!("{kind}: nothing orders this access behind the one of {side}"),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cells_take_eleven_bytes_a_byte_and_keep_every_field() {
+        assert_eq!(size_of::<Cell>(), 4 * 11);
+        for who in [1, 32 * CTAS] {
+            for time in [0, 77, (1 << 28) - 2, IN_FLIGHT] {
+                for bits in [BYTES, u32::MAX, 0xfffff << 12 | 1, STRONG | 2, NEAR | 32 << 6 | 4] {
+                    let past = Past { who, time, bits }.keep().get();
+                    assert_eq!((past.who, past.time, past.bits), (who, time, bits));
+                }
+            }
+        }
+        // The short way joins as the long one does.
+        for lanes in [(3, 3), (3, 4), (SEVERAL, 4), (4, SEVERAL)] {
+            let mut a = Past { who: 9, time: 7, bits: 5 << 12 | lanes.0 << 6 | 3 };
+            let b = Past { who: 9, time: 7, bits: 6 << 12 | lanes.1 << 6 | BYTES };
+            assert!(a.keep().plain_meets(b.keep()));
+            let joined = a.keep().joined(b.keep()).get();
+            assert!(a.merge(b));
+            assert_eq!((joined.who, joined.time, joined.bits), (a.who, a.time, a.bits));
+            assert!(!a.keep().plain_meets(Past { time: 8, ..b }.keep()));
+            assert!(!a.keep().plain_meets(Past { bits: b.bits | STRONG, ..b }.keep()));
+        }
+        // Beyond: earlier, never in flight.
+        assert_eq!(Past { who: 1, time: 1 << 30, bits: 1 }.keep().get().time, (1 << 28) - 2);
     }
 }

@@ -50,7 +50,7 @@ impl Machine<'_> {
             linear: 0,
             order: 0,
             rng: Rng::new(0),
-            strong_seen: [0; 32],
+            near: HashMap::new(),
             warps,
             bar_event: false,
             next: 0,
@@ -71,7 +71,7 @@ impl Machine<'_> {
         cta.phases.clear();
         cta.bar_fences.iter_mut().for_each(Vec::clear);
         cta.linear = (linear % u64::from(race::CTAS)) as u32;
-        cta.strong_seen = [0; 32];
+        cta.near.clear();
         cta.next = 0;
         let [bx, by, _] = self.l.block;
         let threads = self.l.block.iter().product::<u32>();

@@ -81,7 +81,8 @@ pub(super) fn sectors(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
     for i in lanes(mask) {
         let (a, b) = (addr[i] / 32, (addr[i] + t - 1) / 32);
         for s in [a, b] {
-            if !list[..n].contains(&s) && n < 64 {
+            // Neighbouring lanes mostly share it.
+            if n < 64 && !list[..n].iter().rev().any(|l| *l == s) {
                 list[n] = s;
                 n += 1;
             }
@@ -135,17 +136,23 @@ fn conflicts(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
         let mut words = [0u64; 32 * 4];
         let mut n = 0;
         let mut banks = [0u8; 32];
+        // The first word of each bank: without a conflict there is no other.
+        let mut firsts = [0u64; 32];
         for i in p * per..(p + 1) * per {
             if mask >> i & 1 == 0 {
                 continue;
             }
             for k in 0..total.div_ceil(4).min(4) {
                 let w = addr[i] / 4 + k as u64;
-                if !words[..n].contains(&w) {
-                    words[n] = w;
-                    n += 1;
-                    banks[(w % 32) as usize] += 1;
+                let bank = (w % 32) as usize;
+                if banks[bank] == 0 {
+                    firsts[bank] = w;
+                } else if firsts[bank] == w || words[..n].contains(&w) {
+                    continue;
                 }
+                words[n] = w;
+                n += 1;
+                banks[bank] += 1;
             }
         }
         extra += u64::from(banks.iter().max().copied().unwrap_or(0).saturating_sub(1));

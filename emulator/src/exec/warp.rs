@@ -208,8 +208,8 @@ impl Machine<'_> {
             Op::Mbar { what, base, offset, generic, d, p, a } => {
                 self.mbarrier(cta, wi, pc, mask, what, (base, offset, generic), (d, p, a));
             }
-            Op::Fence { near: false } => self.fence(cta, wi),
-            Op::Nop | Op::Nanosleep | Op::Fence { near: true } => {}
+            Op::Fence { near } => self.fence(cta, wi, near),
+            Op::Nop | Op::Nanosleep => {}
         }
         Flow::Next
     }
@@ -342,40 +342,48 @@ impl Machine<'_> {
             Op::Shfl { mode, d, p, a, b, c, .. } => {
                 self.check_regs(w, pc, mask, &[b, c]);
                 let (src, lane_arg, clamp) = (*w.bank.r32(a), *w.bank.r32(b), *w.bank.r32(c));
-                let mut out = [0u32; 32];
-                let (mut ok, mut inactive, mut unknown) = (0u32, 0u32, 0u32);
-                let known = w.known[a.slot()];
-                for lane in lanes(mask) {
-                    let i = lane as u32;
-                    let (bval, cval) = (lane_arg[lane] & 31, clamp[lane] & 31);
-                    let seg = clamp[lane] >> 8 & 31;
-                    let max = (i & seg) | (cval & !seg);
-                    let min = i & seg;
-                    let (from, inside) = match mode {
-                        ShflMode::Up => {
-                            let j = i as i32 - bval as i32;
-                            (j as u32, j >= max as i32)
+                let mut from = [0u8; 32];
+                // Where each lane reads, itself when that is outside its segment.
+                macro_rules! each {
+                    (|$i:ident, $b:ident, $min:ident, $max:ident, $seg:ident| $source:expr, $inside:expr) => {{
+                        let mut ok = 0u32;
+                        for $i in 0..32u32 {
+                            let ($b, cval) = (lane_arg[$i as usize] & 31, clamp[$i as usize] & 31);
+                            let $seg = clamp[$i as usize] >> 8 & 31;
+                            let ($min, $max) = ($i & $seg, ($i & $seg) | (cval & !$seg));
+                            let inside = $inside;
+                            let _ = $min;
+                            from[$i as usize] = if inside { ($source & 31) as u8 } else { $i as u8 };
+                            ok |= u32::from(inside) << $i;
                         }
-                        ShflMode::Down => (i + bval, i + bval <= max),
-                        ShflMode::Bfly => (i ^ bval, (i ^ bval) <= max),
-                        ShflMode::Idx => {
-                            let j = min | (bval & !seg);
-                            (j, j <= max)
-                        }
-                    };
-                    let from = if inside { from & 31 } else { i };
-                    ok |= u32::from(inside) << lane;
-                    if mask >> from & 1 == 0 {
-                        inactive |= 1 << lane;
-                    }
-                    if known >> from & 1 == 0 {
-                        unknown |= 1 << lane;
-                    }
-                    out[lane] = src[from as usize];
+                        ok
+                    }};
                 }
+                let ok = match mode {
+                    ShflMode::Up => {
+                        each!(|i, b, min, max, seg| i.wrapping_sub(b), i as i32 - b as i32 >= max as i32)
+                    }
+                    ShflMode::Down => each!(|i, b, min, max, seg| i + b, i + b <= max),
+                    ShflMode::Bfly => each!(|i, b, min, max, seg| i ^ b, i ^ b <= max),
+                    ShflMode::Idx => each!(|i, b, min, max, seg| min | (b & !seg), min | (b & !seg) <= max),
+                };
+                let mut out = [0u32; 32];
+                for lane in 0..32 {
+                    out[lane] = src[usize::from(from[lane] & 31)];
+                }
+                let known = w.known[a.slot()];
+                let lacking = |have: u32| {
+                    if have == u32::MAX {
+                        return 0;
+                    }
+                    lanes(mask)
+                        .filter(|&lane| have >> from[lane] & 1 == 0)
+                        .fold(0u32, |m, lane| m | 1 << lane)
+                };
+                let inactive = lacking(mask);
                 w.bank.put32(d, mask, &out);
                 if self.check_init {
-                    w.known[d.slot()] = (w.known[d.slot()] & !mask) | (mask & !unknown);
+                    w.known[d.slot()] = (w.known[d.slot()] & !mask) | (mask & !lacking(known));
                 }
                 if inactive != 0 && self.check_sync {
                     self.find(Class::Sync, "inactive source", w.index, pc, inactive, None, || {

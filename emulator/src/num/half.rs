@@ -38,7 +38,28 @@ pub(crate) fn from_f32(v: f32, f: Hf, rnd: Rnd) -> u16 {
         let b = v.to_bits();
         return (b.wrapping_add(0x7fff + (b >> 16 & 1)) >> 16) as u16;
     }
+    if rnd == Rnd::Rn {
+        return nearest_f16(v.to_bits());
+    }
     narrow(f64::from(v), fmt(f), rnd) as u16
+}
+
+/// A single that is no NaN to the nearest f16, ties to even.
+#[inline(always)]
+fn nearest_f16(bits: u32) -> u16 {
+    let (sign, size) = ((bits >> 16 & 0x8000) as u16, bits & 0x7fff_ffff);
+    // Below 2^-14 the sum with 0.5, whose last place is that of f16's subnormals, rounds.
+    let small = (f32::from_bits(size) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    // Above, half a place less one for even is added; the carry may reach the exponent, and infinity.
+    let rebased = size.wrapping_sub(112 << 23);
+    let normal = rebased.wrapping_add(0xfff + (rebased >> 13 & 1)) >> 13;
+    sign | if size >= 0x4780_0000 {
+        0x7c00
+    } else if size < 0x3880_0000 {
+        small as u16
+    } else {
+        normal as u16
+    }
 }
 
 pub(crate) fn from_f64(v: f64, f: Hf, rnd: Rnd) -> u16 {

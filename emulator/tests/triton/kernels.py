@@ -108,6 +108,20 @@ def sort(x, out, BLOCK: tl.constexpr):
     tl.store(out + tl.program_id(0) * BLOCK + i, tl.sort(tl.load(x + tl.program_id(0) * BLOCK + i)))
 
 
+@triton.jit
+def widen(x, out, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + i, tl.load(x + i).to(tl.float16))
+
+
+@triton.jit
+def dot_int8(a, b, c, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr):
+    r, n, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, K)
+    ta = tl.load(a + r[:, None] * K + k[None, :])
+    tb = tl.load(b + k[:, None] * N + n[None, :])
+    tl.store(c + r[:, None] * N + n[None, :], tl.dot(ta, tb, out_dtype=tl.int32))
+
+
 P = "*"
 KERNELS = [
     (vector_add, {"x": "*fp32", "y": "*fp32", "out": "*fp32", "n": "i32"}, {"BLOCK": 256}, {}),
@@ -121,6 +135,9 @@ KERNELS = [
     (histogram, {"x": "*i32", "bins": "*i32", "n": "i32"}, {"BLOCK": 512, "BINS": 32}, {}),
     (cumulative, {"x": "*i32", "out": "*i32", "cols": "i32"}, {"BLOCK": 256}, {}),
     (sort, {"x": "*i32", "out": "*i32"}, {"BLOCK": 256}, {}),
+    # One byte a load: LLVM packs bytes it never defined.
+    (widen, {"x": "*fp8e5", "out": "*fp16"}, {"BLOCK": 256}, {"unaligned": True}),
+    (dot_int8, {"a": "*i8", "b": "*i8", "c": "*i32"}, {"M": 32, "N": 32, "K": 64}, {}),
 ]
 
 
@@ -132,6 +149,9 @@ def main():
         attrs = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(types.values()) if t.startswith(P)}
         if fn in (matmul,):
             attrs |= {(i,): [["tt.divisibility", 16]] for i in (4, 5)}
+        options = dict(options)
+        if options.pop("unaligned", False):
+            attrs = {}
         source = ASTSource(fn=fn, signature=signature, constexprs=constants, attrs=attrs)
         kernel = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=options)
         meta = kernel.metadata

@@ -9,8 +9,8 @@
 use half::f16;
 use kernels_gpu::append::append;
 use kernels_gpu::layout::{MirrorKind, code_shift, plane_offset, slot_elements, step_offset};
-use psa_codegen::{DevicePtr, DevicePtrMut};
-use ptx_emulator::{Arg, Device, LaunchConfig, Module, Options};
+use psa_codegen::{DeviceLimits, Region};
+use ptx_emulator::{Arg, Device, DevicePtr, LaunchConfig, Module, Options};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     const D: usize = 64;
@@ -25,17 +25,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let k: Vec<f16> = (0..TOKENS * D).map(|i| f16::from_f32(key(i / D, i % D))).collect();
     let page_bytes = MirrorKind::Planes(1).page_bytes(D);
 
-    let mut upload = |bytes: &[u8], name: &str| -> Result<u64, ptx_emulator::Error> {
+    // SAFETY: all of it is memory of this device, of this length, and lives as long as the device.
+    let region = |pointer: DevicePtr, bytes: usize| unsafe { Region::new(pointer.0, bytes as u64) };
+    let mut upload = |bytes: &[u8], name: &str| -> Result<Region, ptx_emulator::Error> {
         let pointer = device.alloc(bytes.len() as u64, name)?;
         device.copy_to(pointer, bytes)?;
-        Ok(pointer.0)
+        Ok(region(pointer, bytes.len()))
     };
     let keys = upload(bytemuck::cast_slice(&k), "k")?;
     let offsets = upload(bytemuck::cast_slice(&[0u32, TOKENS as u32]), "offsets")?;
     let block_table = upload(bytemuck::cast_slice(&[3u32, 1, 0, 2]), "block_table")?;
     let zero = upload(bytemuck::cast_slice(&[0u32]), "zero")?;
     let lens = upload(bytemuck::cast_slice(&[TOKENS as u32]), "lens")?;
-    let arena = device.alloc((4 * slot_elements(D) * 2) as u64, "arena")?;
+    let arena_bytes = 4 * slot_elements(D) * 2;
+    let arena = device.alloc(arena_bytes as u64, "arena")?;
     let mirror = device.alloc(page_bytes as u64, "mirror")?;
 
     let launch = append::launch::<f16>(
@@ -43,21 +46,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         1,
         [1, 1, 1],
         append::Args {
-            k: DevicePtr::from_raw(keys),
-            v: DevicePtr::from_raw(keys),
-            offsets: DevicePtr::from_raw(offsets),
-            arena: DevicePtrMut::from_raw(arena.0),
-            mirror: DevicePtrMut::from_raw(mirror.0),
-            block_table: DevicePtr::from_raw(block_table),
-            mirror_table: DevicePtr::from_raw(zero),
-            seqs: DevicePtr::from_raw(zero),
-            lens: DevicePtr::from_raw(lens),
+            k: keys.input(),
+            v: keys.input(),
+            offsets: offsets.input(),
+            arena: region(arena, arena_bytes).in_out(),
+            mirror: region(mirror, page_bytes).in_out(),
+            block_table: block_table.input(),
+            mirror_table: zero.input(),
+            seqs: zero.input(),
+            lens: lens.input(),
             layer: 0,
             layers: 1,
             kv_heads: 1,
             max_blocks: 4,
         },
     )?;
+    // The launcher checked lengths and alignment; this checks what the device allows.
+    launch.check(&DeviceLimits::of_sm(80))?;
     let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
     let config = LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
     let report = device.launch(&module, launch.kernel.name, config, &args)?;

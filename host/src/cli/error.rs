@@ -28,6 +28,15 @@ pub enum CliError {
         /// Why not.
         reason: String,
     },
+    /// Nothing to divide.
+    #[error(
+        "{case} is the only case and has one query: nothing is left to compare on; use --split none, or more \
+         cases or queries"
+    )]
+    Halves {
+        /// Case.
+        case: String,
+    },
     /// The picture cannot be written.
     #[error("cannot write {file}: {source}; name another file with --out")]
     Picture {

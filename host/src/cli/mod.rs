@@ -7,11 +7,15 @@ mod backend;
 mod bench_report;
 mod error;
 mod eval;
+pub mod figure;
 mod info;
+mod matched;
 mod options;
 mod progress;
+mod record;
 pub mod table;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -53,6 +57,10 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Replay every query of a psa-traces-v1 file with any policies; one record a case and policy
     Eval(eval::EvalArgs),
+    /// What every policy reads at the same quality: tuned on one half of the cases, compared on the other
+    Match(matched::MatchArgs),
+    /// Make a psa-traces-v1 file from a q/k/v dump, a generator, or a shorter recording
+    Record(record::RecordArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
@@ -64,6 +72,8 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Match(args) => matched::run(&args),
+        Command::Record(args) => record::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };
@@ -77,6 +87,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Checks, before long work, that `file` can be written, leaving an existing one as it is.
+pub fn probe(file: &Path) -> Result<(), CliError> {
+    let fresh = !file.exists();
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
+    opened.map_err(|source| CliError::Picture { file: file.display().to_string(), source })?;
+    if fresh {
+        let _ = std::fs::remove_file(file);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use psa::traces::{Case, Elements};
 use psa::{Budget, Device, Mirror, Policy};
 use serde::Serialize;
 
-use super::contest::Field;
 use crate::cli::{Progress, emulator};
+use psa::eval::Field;
 
 /// Decode steps of each case and policy: the last ones.
 const QUERIES: usize = 2;

@@ -3,23 +3,23 @@
 //! 1. every policy over all cases on the CPU, the static ones tuned to the quality that progressive
 //!    attention has ([`contest`]);
 //! 2. the shipped PTX on the emulator over a few decode steps, compared with the CPU ([`check`]);
-//! 3. a table, a picture ([`figure`]) and a verdict.
+//! 3. a table, a picture ([`Figure`]) and a verdict.
 //!
 //! The traces are part of the binary, so that it runs from any folder.
 
 mod check;
 mod contest;
-mod figure;
 mod report;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
-use psa::eval::{ReplayOptions, Truth};
+use psa::eval::{Field, ReplayOptions, Truth};
 use psa::traces::Traces;
 use psa::{Device, Forced};
 
-use crate::cli::{CliError, Progress, Verdict};
+use crate::cli::figure::Figure;
+use crate::cli::{CliError, Progress, Verdict, probe};
 
 /// The bundled traces: 9 MB, twice the size of the rest of the binary, but a demo without files.
 const TRACES: &[u8] = include_bytes!("../../../tests/data/traces.safetensors");
@@ -64,8 +64,8 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
     let truths = traces.cases.iter().map(|case| Truth::of(case, traces.scale, None));
     let truths = truths.collect::<Result<Vec<_>, _>>()?;
     let pairs: Vec<_> = traces.cases.iter().zip(&truths).collect();
-    let field = contest::Field {
-        cases: &pairs,
+    let field = Field {
+        cases: pairs,
         scale: traces.scale,
         options: ReplayOptions {
             device: Device::cpu(),
@@ -77,22 +77,24 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
     let contest = contest::run(&field, &progress)?;
     let check = (!args.no_emulator).then(|| check::run(&field, &progress));
 
-    let picture = figure::draw(&traces, &contest);
-    std::fs::write(&args.out, picture)
+    std::fs::write(&args.out, figure(&traces, &contest).draw())
         .map_err(|source| CliError::Picture { file: args.out.display().to_string(), source })?;
     let summary = report::Summary { traces: &traces, contest: &contest, check: check.as_ref() };
     summary.print(&args.out, args.json)
 }
 
-/// Checks that `file` can be written, leaving an existing one as it is.
-fn probe(file: &Path) -> Result<(), CliError> {
-    let fresh = !file.exists();
-    let opened = std::fs::OpenOptions::new().append(true).create(true).open(file);
-    opened.map_err(|source| CliError::Picture { file: file.display().to_string(), source })?;
-    if fresh {
-        let _ = std::fs::remove_file(file);
+fn figure<'a>(traces: &'a Traces, contest: &'a contest::Contest) -> Figure<'a> {
+    let mark = &contest.mark;
+    let missed = mark.missed_mass.p99;
+    Figure {
+        traces,
+        steps: mark.queries,
+        curves: &contest.curves,
+        quality: "missed softmax mass, p99 (share of 1)",
+        reference: (missed, format!("{} on 2 bits: {missed:.3}", mark.policy)),
+        by_case: &contest.by_case,
+        bars: [format!("{}, 2 bits", mark.policy), "oracle:0.95".to_owned()],
     }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -4,12 +4,12 @@ use std::io::Write;
 use std::path::Path;
 
 use psa::Policy;
-use psa::eval::Record;
+use psa::eval::{Quality, Record};
 use psa::traces::Traces;
 use serde_json::json;
 
 use super::check::Check;
-use super::contest::{Contest, Quality, Row};
+use super::contest::{Contest, Row};
 use crate::cli::table::{error, mass, percent};
 use crate::cli::{CliError, Table, Verdict};
 
@@ -139,8 +139,7 @@ impl Summary<'_> {
             percent(mark.bytes_fraction),
             1.0 / mark.bytes_fraction
         )];
-        let lists =
-            [(Quality::MissedP99, &self.contest.rows), (Quality::OutputMean, &self.contest.by_output)];
+        let lists = [(Quality::MissedP99, &self.contest.rows), (Quality::ErrorMean, &self.contest.by_output)];
         for (quality, rows) in lists {
             let costs: Vec<String> = rows
                 .iter()
@@ -151,8 +150,8 @@ impl Summary<'_> {
                 })
                 .collect();
             let what = match quality {
-                Quality::MissedP99 => format!("p99 of missed mass ({})", mass(quality.of(mark))),
-                Quality::OutputMean => format!("mean output error ({})", error(quality.of(mark))),
+                Quality::ErrorMean => format!("mean output error ({})", error(quality.of(mark))),
+                _ => format!("p99 of missed mass ({})", mass(quality.of(mark))),
             };
             lines.push(format!("At the same {what}: {}.", costs.join(", ")));
         }

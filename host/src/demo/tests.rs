@@ -1,9 +1,11 @@
 //! The demo's claims on parts of the bundled traces.
 
+use std::path::Path;
+
 use super::*;
-use crate::demo::contest::{Quality, Tunable};
+use crate::demo::contest::CONTENDERS;
 use psa::Mirror;
-use psa::eval::{Entrant, Step, evaluate};
+use psa::eval::{Entrant, Quality, Step, evaluate};
 
 #[test]
 fn bundled_traces_are_the_files_of_the_repository() {
@@ -13,11 +15,9 @@ fn bundled_traces_are_the_files_of_the_repository() {
 
 #[test]
 fn tunable_policies_read_more_at_every_step_and_everything_at_the_last() {
-    for tunable in Tunable::ALL {
+    for tunable in CONTENDERS {
         assert!(
-            tunable.at(256).policy.reads_everything()
-                || tunable == Tunable::ALL[0]
-                || tunable == Tunable::ALL[1]
+            tunable.at(256).policy.reads_everything() || tunable == CONTENDERS[0] || tunable == CONTENDERS[1]
         );
         for step in 1..256 {
             assert_ne!(tunable.at(step).policy, tunable.at(step + 1).policy, "{step}");
@@ -34,9 +34,9 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
     let pairs: Vec<_> = traces.cases.iter().zip(&truths).collect();
     let options =
         ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: Some(16), keep: false };
-    let field = contest::Field { cases: &pairs, scale: traces.scale, options };
+    let field = Field { cases: pairs, scale: traces.scale, options };
     let contest = contest::run(&field, &Progress::new(false)).unwrap();
-    for (quality, rows) in [(Quality::MissedP99, &contest.rows), (Quality::OutputMean, &contest.by_output)] {
+    for (quality, rows) in [(Quality::MissedP99, &contest.rows), (Quality::ErrorMean, &contest.by_output)] {
         let mark = quality.of(&contest.mark);
         let tuned: Vec<_> = rows.iter().filter(|row| row.tuned.is_some()).collect();
         assert_eq!(tuned.len(), 3);
@@ -51,7 +51,7 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
         }
     }
     assert_eq!(contest.rows.len(), 1 + 3 + 3);
-    let picture = figure::draw(&traces, &contest);
+    let picture = figure(&traces, &contest).draw();
     for label in
         ["dense", "quest", "top-k, 2 bits", "progressive, 4 bits", "oracle", "prose_A, layer 3, head 0"]
     {
@@ -66,7 +66,7 @@ fn the_shipped_ptx_reads_the_blocks_that_the_cpu_reads() {
     let truth = Truth::of(&case, 0.125, Some(2)).unwrap();
     let options =
         ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: None, keep: false };
-    let field = contest::Field { cases: &[(&case, &truth)], scale: 0.125, options };
+    let field = Field { cases: vec![(&case, &truth)], scale: 0.125, options };
     let check = check::run(&field, &Progress::new(false));
     assert!(check.good(), "{check:?}");
     assert_eq!((check.cases, check.steps, check.same_selection), (1, 12, 12));

@@ -1,16 +1,17 @@
 //! The launches of one decode step, built from addresses: docs/kernels.md as code.
 //!
-//! Nothing here executes; a [`Driver`](crate::driver::Driver) does. Grids follow from the batch's
+//! Each launch takes the instance that its family selects for the shape and the device, and is checked against the
+//! kernel's contract. Nothing here executes; a [`Driver`](crate::driver::Driver) does. Grids follow from the batch's
 //! longest sequence; a CTA without work leaves at once, so what a sequence gets does not depend on it.
 
 use half::{bf16, f16};
 use kernels_gpu::layout::{BLOCK, MirrorKind, splits};
 use kernels_gpu::{append, attend, gather, merge, plan, score};
-use psa_codegen::{DevicePtr, DevicePtrMut, Launch, NoSuchInstance, SpecType};
+use psa_codegen::{DeviceLimits, Hint, In, Launch, LaunchError, Region, SpecType};
 
 use crate::{Dtype, Shape};
 
-/// Addresses of a cache on a device, and what places a layer in it.
+/// Memory of a cache on a device, and what places a layer in it.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheAddresses {
     /// Geometry of the model.
@@ -20,16 +21,18 @@ pub struct CacheAddresses {
     /// Width of a row of the block table, a multiple of 4.
     pub max_blocks: usize,
     /// Slots.
-    pub arena: u64,
+    pub arena: Region,
     /// Mirror pages.
-    pub mirror: u64,
+    pub mirror: Region,
     /// u32 `[sequences, layers, kv_heads, max_blocks]`.
-    pub block_table: u64,
+    pub block_table: Region,
     /// u32 `[sequences, layers, kv_heads, max_blocks / 4]`.
-    pub mirror_table: u64,
+    pub mirror_table: Region,
+    /// What the device allows.
+    pub limits: DeviceLimits,
 }
 
-/// Addresses that describe a batch.
+/// Memory that describes a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchAddresses {
     /// Sequences in the batch.
@@ -37,28 +40,34 @@ pub struct BatchAddresses {
     /// Tokens of the longest one.
     pub max_tokens: usize,
     /// u32 `[batch]`, rows in the tables.
-    pub seqs: u64,
+    pub seqs: Region,
     /// u32 `[batch]`, tokens.
-    pub lens: u64,
+    pub lens: Region,
+}
+
+impl BatchAddresses {
+    fn lens(&self) -> In<u32> {
+        self.lens.with_largest(self.max_tokens as u64).input()
+    }
 }
 
 /// Scratch and results of a decode step; every buffer as in docs/kernels.md.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // The names of docs/kernels.md.
 pub struct StepAddresses {
-    pub q: u64,
-    pub budget: u64,
-    pub log_mass: u64,
-    pub order: u64,
-    pub count: u64,
-    pub peak: u64,
-    pub rest: u64,
-    pub partial: u64,
-    pub partial_ml: u64,
-    pub out: u64,
-    pub lse: u64,
-    pub read: u64,
-    pub mass: u64,
+    pub q: Region,
+    pub budget: Region,
+    pub log_mass: Region,
+    pub order: Region,
+    pub count: Region,
+    pub peak: Region,
+    pub rest: Region,
+    pub partial: Region,
+    pub partial_ml: Region,
+    pub out: Region,
+    pub lse: Region,
+    pub read: Region,
+    pub mass: Region,
     /// Splits that `partial` has room for in each row.
     pub max_splits: usize,
 }
@@ -97,41 +106,33 @@ macro_rules! with_element {
     };
 }
 
-fn input<T>(address: u64) -> DevicePtr<T> {
-    DevicePtr::from_raw(address)
-}
-
-fn output<T>(address: u64) -> DevicePtrMut<T> {
-    DevicePtrMut::from_raw(address)
-}
-
 /// The launch that appends `k` and `v` (`[tokens, kv_heads, head_dim]`) to the sequences of a batch.
 /// `offsets` u32 `[batch + 1]`: tokens of each. `groups` is the largest number of 64-token groups that
 /// one sequence's new tokens touch. The lengths include the new tokens.
 ///
 /// # Errors
-/// [`NoSuchInstance`] for a shape that the kernels were not compiled for.
+/// [`LaunchError`] for a shape that the kernels were not compiled for, and for memory that is too small for it.
 pub fn append(
     cache: &CacheAddresses,
     batch: &BatchAddresses,
     layer: usize,
-    [k, v, offsets]: [u64; 3],
+    [k, v, offsets]: [Region; 3],
     groups: usize,
-) -> Result<Launch, NoSuchInstance> {
+) -> Result<Launch, LaunchError> {
     let s = &cache.shape;
     let grid = [s.kv_heads as u32, batch.batch as u32, groups as u32];
     macro_rules! args {
         ($family:ident) => {
             append::$family::Args {
-                k: input(k),
-                v: input(v),
-                offsets: input(offsets),
-                arena: output(cache.arena),
-                mirror: output(cache.mirror),
-                block_table: input(cache.block_table),
-                mirror_table: input(cache.mirror_table),
-                seqs: input(batch.seqs),
-                lens: input(batch.lens),
+                k: k.input(),
+                v: v.input(),
+                offsets: offsets.input(),
+                arena: cache.arena.in_out(),
+                mirror: cache.mirror.in_out(),
+                block_table: cache.block_table.input(),
+                mirror_table: cache.mirror_table.input(),
+                seqs: batch.seqs.input(),
+                lens: batch.lens(),
                 layer: layer as u32,
                 layers: s.layers as u32,
                 kv_heads: s.kv_heads as u32,
@@ -139,17 +140,24 @@ pub fn append(
             }
         };
     }
-    with_element!(s.dtype, T => match cache.mirror_kind {
-        MirrorKind::Planes(planes) => append::append::launch::<T>(s.head_dim, planes as usize, grid, args!(append)),
-        MirrorKind::Box => append::append_box::launch::<T>(s.head_dim, grid, args!(append_box)),
-    })
+    let d = s.head_dim;
+    with_element!(s.dtype, T => Ok(match cache.mirror_kind {
+        MirrorKind::Planes(planes) => {
+            let shape = append::append::Shape { d, p: planes as usize };
+            append::append::select::<T>(shape, &cache.limits, Hint::None)?.launch(grid, args!(append))?
+        }
+        MirrorKind::Box => {
+            let shape = append::append_box::Shape { d };
+            append::append_box::select::<T>(shape, &cache.limits, Hint::None)?.launch(grid, args!(append_box))?
+        }
+    }))
 }
 
 /// The launches of one decode step of one layer, in order: score, plan, attend, merge (the identity
 /// plan needs no score).
 ///
 /// # Errors
-/// [`NoSuchInstance`] for a shape that the kernels were not compiled for.
+/// [`LaunchError`] for a shape that the kernels were not compiled for, and for memory that is too small for it.
 pub fn decode(
     cache: &CacheAddresses,
     batch: &BatchAddresses,
@@ -157,7 +165,7 @@ pub fn decode(
     layer: usize,
     scale: f32,
     step: Step,
-) -> Result<Vec<Launch>, NoSuchInstance> {
+) -> Result<Vec<Launch>, LaunchError> {
     with_element!(cache.shape.dtype, T => {
         let stages = Stages::<T> { cache, batch, addresses, layer, scale, element: std::marker::PhantomData };
         match step {
@@ -175,21 +183,21 @@ pub fn decode(
 /// The launch that copies `count` slots between two arenas; `pairs` u32 `[count, 2]`: source, target.
 ///
 /// # Errors
-/// None today: `gather` has one instance.
+/// [`LaunchError::Contract`] for a slot size that is no multiple of 16 bytes, and fewer pairs than `count`.
 pub fn gather(
-    source: u64,
-    target: u64,
-    pairs: u64,
+    source: Region,
+    target: Region,
+    pairs: Region,
     count: usize,
     slot_bytes: usize,
     ctas: u32,
-) -> Result<Launch, NoSuchInstance> {
+) -> Result<Launch, LaunchError> {
     gather::gather::launch(
         [ctas, 1, 1],
         gather::gather::Args {
-            source: input(source),
-            target: output(target),
-            pairs: input(pairs),
+            source: source.input(),
+            target: target.in_out(),
+            pairs: pairs.input(),
             count: count as u32,
             slot_bytes: slot_bytes as u32,
         },
@@ -210,20 +218,20 @@ impl<T: SpecType> Stages<'_, T> {
         [self.cache.shape.kv_heads as u32, self.batch.batch as u32, 1]
     }
 
-    fn score(&self) -> Result<Launch, NoSuchInstance> {
+    fn score(&self) -> Result<Launch, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         let grid = [score::grid_x(batch.max_tokens) as u32, s.kv_heads as u32, batch.batch as u32];
         macro_rules! args {
             ($family:ident) => {
                 score::$family::Args {
-                    q: input(a.q),
-                    arena: input(cache.arena),
-                    mirror: input(cache.mirror),
-                    block_table: input(cache.block_table),
-                    mirror_table: input(cache.mirror_table),
-                    seqs: input(batch.seqs),
-                    lens: input(batch.lens),
-                    log_mass: output(a.log_mass),
+                    q: a.q.input(),
+                    arena: cache.arena.input(),
+                    mirror: cache.mirror.input(),
+                    block_table: cache.block_table.input(),
+                    mirror_table: cache.mirror_table.input(),
+                    seqs: batch.seqs.input(),
+                    lens: batch.lens(),
+                    log_mass: a.log_mass.output(),
                     scale: self.scale,
                     layer: self.layer as u32,
                     layers: s.layers as u32,
@@ -233,27 +241,34 @@ impl<T: SpecType> Stages<'_, T> {
                 }
             };
         }
-        match cache.mirror_kind {
+        let d = s.head_dim;
+        Ok(match cache.mirror_kind {
             MirrorKind::Planes(planes) => {
-                score::score::launch::<T>(s.head_dim, planes as usize, grid, args!(score))
+                let shape = score::score::Shape { d, p: planes as usize };
+                score::score::select::<T>(shape, &cache.limits, Hint::None)?.launch(grid, args!(score))?
             }
-            MirrorKind::Box => score::score_box::launch::<T>(s.head_dim, grid, args!(score_box)),
-        }
+            MirrorKind::Box => {
+                let shape = score::score_box::Shape { d };
+                score::score_box::select::<T>(shape, &cache.limits, Hint::None)?
+                    .launch(grid, args!(score_box))?
+            }
+        })
     }
 
-    fn plan(&self, target: u32, sink: usize, recent: usize) -> Result<Launch, NoSuchInstance> {
+    fn plan(&self, target: u32, sink: usize, recent: usize) -> Result<Launch, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
-        plan::plan::launch(
-            plan::capacity(batch.max_tokens.div_ceil(BLOCK)),
+        let shape = plan::plan::Shape { blocks: batch.max_tokens.div_ceil(BLOCK) };
+        let choice = plan::plan::select(shape, &cache.limits, Hint::None)?;
+        Ok(choice.launch(
             self.rows(),
             plan::plan::Args {
-                log_mass: input(a.log_mass),
-                lens: input(batch.lens),
-                budget: input(a.budget),
-                order: output(a.order),
-                count: output(a.count),
-                peak: output(a.peak),
-                rest: output(a.rest),
+                log_mass: a.log_mass.input(),
+                lens: batch.lens(),
+                budget: a.budget.input(),
+                order: a.order.output(),
+                count: a.count.output(),
+                peak: a.peak.output(),
+                rest: a.rest.output(),
                 target,
                 sink: sink as u32,
                 recent: recent as u32,
@@ -261,19 +276,19 @@ impl<T: SpecType> Stages<'_, T> {
                 group: s.group() as u32,
                 max_blocks: cache.max_blocks as u32,
             },
-        )
+        )?)
     }
 
-    fn plan_identity(&self) -> Result<Launch, NoSuchInstance> {
+    fn plan_identity(&self) -> Result<Launch, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         plan::plan_identity::launch(
             self.rows(),
             plan::plan_identity::Args {
-                lens: input(batch.lens),
-                order: output(a.order),
-                count: output(a.count),
-                peak: output(a.peak),
-                rest: output(a.rest),
+                lens: batch.lens(),
+                order: a.order.output(),
+                count: a.count.output(),
+                peak: a.peak.output(),
+                rest: a.rest.output(),
                 kv_heads: s.kv_heads as u32,
                 group: s.group() as u32,
                 max_blocks: cache.max_blocks as u32,
@@ -281,22 +296,23 @@ impl<T: SpecType> Stages<'_, T> {
         )
     }
 
-    fn attend(&self) -> Result<Launch, NoSuchInstance> {
+    fn attend(&self) -> Result<Launch, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         let used = splits(batch.max_tokens.div_ceil(BLOCK));
-        attend::attend::launch::<T>(
-            s.head_dim,
+        let shape = attend::attend::Shape { head_dim: s.head_dim, group: s.group() };
+        let choice = attend::attend::select::<T>(shape, &cache.limits, Hint::None)?;
+        Ok(choice.launch(
             [used as u32, s.kv_heads as u32, batch.batch as u32],
             attend::attend::Args {
-                q: input(a.q),
-                arena: input(cache.arena),
-                block_table: input(cache.block_table),
-                seqs: input(batch.seqs),
-                lens: input(batch.lens),
-                order: input(a.order),
-                count: input(a.count),
-                partial: output(a.partial),
-                partial_ml: output(a.partial_ml),
+                q: a.q.input(),
+                arena: cache.arena.input(),
+                block_table: cache.block_table.input(),
+                seqs: batch.seqs.input(),
+                lens: batch.lens(),
+                order: a.order.input(),
+                count: a.count.input(),
+                partial: a.partial.output(),
+                partial_ml: a.partial_ml.output(),
                 scale: self.scale,
                 layer: self.layer as u32,
                 layers: s.layers as u32,
@@ -305,32 +321,33 @@ impl<T: SpecType> Stages<'_, T> {
                 max_blocks: cache.max_blocks as u32,
                 max_splits: a.max_splits as u32,
             },
-        )
+        )?)
     }
 
-    fn merge(&self, mass: f32) -> Result<Launch, NoSuchInstance> {
+    fn merge(&self, mass: f32) -> Result<Launch, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
-        merge::merge::launch::<T>(
-            s.head_dim,
+        let shape = merge::merge::Shape { head_dim: s.head_dim, group: s.group() };
+        let choice = merge::merge::select::<T>(shape, &cache.limits, Hint::None)?;
+        Ok(choice.launch(
             self.rows(),
             merge::merge::Args {
-                q: input(a.q),
-                arena: input(cache.arena),
-                block_table: input(cache.block_table),
-                seqs: input(batch.seqs),
-                lens: input(batch.lens),
-                log_mass: input(a.log_mass),
-                order: input(a.order),
-                count: input(a.count),
-                budget: input(a.budget),
-                peak: input(a.peak),
-                rest: input(a.rest),
-                partial: input(a.partial),
-                partial_ml: input(a.partial_ml),
-                out: output(a.out),
-                lse: output(a.lse),
-                read: output(a.read),
-                mass_read: output(a.mass),
+                q: a.q.input(),
+                arena: cache.arena.input(),
+                block_table: cache.block_table.input(),
+                seqs: batch.seqs.input(),
+                lens: batch.lens(),
+                log_mass: a.log_mass.input(),
+                order: a.order.input(),
+                count: a.count.input(),
+                budget: a.budget.input(),
+                peak: a.peak.input(),
+                rest: a.rest.input(),
+                partial: a.partial.input(),
+                partial_ml: a.partial_ml.input(),
+                out: a.out.output(),
+                lse: a.lse.output(),
+                read: a.read.output(),
+                mass_read: a.mass.output(),
                 scale: self.scale,
                 mass,
                 layer: self.layer as u32,
@@ -340,6 +357,6 @@ impl<T: SpecType> Stages<'_, T> {
                 max_blocks: cache.max_blocks as u32,
                 max_splits: a.max_splits as u32,
             },
-        )
+        )?)
     }
 }

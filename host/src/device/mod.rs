@@ -10,6 +10,8 @@ pub mod launches;
 use kernels_gpu::append::groups_touched;
 use kernels_gpu::layout::{full_groups, splits};
 
+use psa_codegen::{LaunchError, Region};
+
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use crate::pool::{TableChange, Tables};
@@ -53,21 +55,19 @@ fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(DriverError) -> Error +
 
 /// Device memory that grows on demand and keeps its address otherwise.
 #[derive(Clone, Copy, Debug, Default)]
-struct Buffer {
-    address: u64,
-    bytes: usize,
-}
+struct Buffer(Region);
 
 impl Buffer {
-    fn reserve(&mut self, driver: &mut dyn Driver, bytes: usize, what: &str) -> Result<u64, DriverError> {
-        if bytes > self.bytes {
-            let grown = driver.alloc(bytes, what)?;
-            if self.bytes > 0 {
-                driver.free(self.address)?;
+    /// Room for `bytes` bytes: what the launches of the step at hand may use of it.
+    fn reserve(&mut self, driver: &mut dyn Driver, bytes: usize, what: &str) -> Result<Region, DriverError> {
+        if bytes as u64 > self.0.bytes() {
+            let grown = driver.region(bytes, what)?;
+            if self.0.bytes() > 0 {
+                driver.free(self.0.address())?;
             }
-            *self = Buffer { address: grown, bytes };
+            self.0 = grown;
         }
-        Ok(self.address)
+        Ok(self.0.part(0, bytes as u64).unwrap_or(self.0))
     }
 }
 
@@ -113,16 +113,26 @@ impl Kernels {
             });
         };
         let extents = &spec.extents;
+        let limits = driver.limits();
         let mut alloc =
-            |bytes: usize, what: &str| driver.alloc(bytes.max(1), what).map_err(failed(&name, "allocate"));
+            |bytes: usize, what: &str| driver.region(bytes.max(1), what).map_err(failed(&name, "allocate"));
+        // A table of nothing holds no valid entry.
+        let entries = |table: Region, count: usize| match count {
+            0 => table,
+            n => table.with_largest(n as u64 - 1),
+        };
         let cache = CacheAddresses {
             shape: spec.shape,
             mirror_kind: kind,
             max_blocks: extents.max_blocks,
             arena: alloc(spec.slots * spec.shape.slot_bytes(), "arena")?,
             mirror: alloc(spec.pages * kind.page_bytes(spec.shape.head_dim), "mirror")?,
-            block_table: alloc(4 * extents.rows() * extents.max_blocks, "block_table")?,
-            mirror_table: alloc(4 * extents.rows() * extents.max_groups(), "mirror_table")?,
+            block_table: entries(alloc(4 * extents.rows() * extents.max_blocks, "block_table")?, spec.slots),
+            mirror_table: entries(
+                alloc(4 * extents.rows() * extents.max_groups(), "mirror_table")?,
+                spec.pages,
+            ),
+            limits,
         };
         Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
     }
@@ -134,11 +144,15 @@ impl Kernels {
         let batch = BatchAddresses {
             batch: seqs.len(),
             max_tokens,
-            seqs: self.scratch.seqs.reserve(d, 4 * seqs.len(), "seqs")?,
+            seqs: self
+                .scratch
+                .seqs
+                .reserve(d, 4 * seqs.len(), "seqs")?
+                .with_largest(u64::from(seqs.iter().copied().max().unwrap_or(0))),
             lens: self.scratch.lens.reserve(d, 4 * lens.len(), "lens")?,
         };
-        d.upload(batch.seqs, bytemuck::cast_slice(seqs))?;
-        d.upload(batch.lens, bytemuck::cast_slice(lens))?;
+        d.upload(batch.seqs.address(), bytemuck::cast_slice(seqs))?;
+        d.upload(batch.lens.address(), bytemuck::cast_slice(lens))?;
         Ok(batch)
     }
 
@@ -149,11 +163,14 @@ impl Kernels {
         let addresses = [
             self.scratch.k.reserve(d, 2 * k.len(), "k")?,
             self.scratch.v.reserve(d, 2 * v.len(), "v")?,
-            self.scratch.offsets.reserve(d, 4 * step.offsets.len(), "offsets")?,
+            self.scratch
+                .offsets
+                .reserve(d, 4 * step.offsets.len(), "offsets")?
+                .with_largest(u64::from(step.offsets.last().copied().unwrap_or(0))),
         ];
-        d.upload(addresses[0], bytemuck::cast_slice(k))?;
-        d.upload(addresses[1], bytemuck::cast_slice(v))?;
-        d.upload(addresses[2], bytemuck::cast_slice(step.offsets))?;
+        d.upload(addresses[0].address(), bytemuck::cast_slice(k))?;
+        d.upload(addresses[1].address(), bytemuck::cast_slice(v))?;
+        d.upload(addresses[2].address(), bytemuck::cast_slice(step.offsets))?;
         let groups = step
             .lens
             .iter()
@@ -165,7 +182,7 @@ impl Kernels {
             return Ok(());
         }
         let launch =
-            launches::append(&self.cache, &batch, step.layer, addresses, groups).map_err(no_instance)?;
+            launches::append(&self.cache, &batch, step.layer, addresses, groups).map_err(no_launch)?;
         d.launch(&launch)
     }
 
@@ -195,7 +212,7 @@ impl Kernels {
             mass: s.mass.reserve(d, 4 * heads, "mass")?,
             max_splits,
         };
-        d.upload(a.q, bytemuck::cast_slice(step.q.bits()))?;
+        d.upload(a.q.address(), bytemuck::cast_slice(step.q.bits()))?;
         let what = match step.ranking {
             Ranking::Identity => Step::Identity,
             _ => Step::Ranked {
@@ -205,34 +222,37 @@ impl Kernels {
                 recent: step.recent as usize,
             },
         };
-        d.upload(a.budget, bytemuck::cast_slice(step.budget))?;
+        d.upload(a.budget.address(), bytemuck::cast_slice(step.budget))?;
         for launch in
-            launches::decode(&self.cache, &batch, &a, step.layer, step.scale, what).map_err(no_instance)?
+            launches::decode(&self.cache, &batch, &a, step.layer, step.scale, what).map_err(no_launch)?
         {
             d.launch(&launch)?;
         }
-        d.download(a.out, bytemuck::cast_slice_mut(result.out))?;
-        d.download(a.lse, bytemuck::cast_slice_mut(result.lse))?;
-        d.download(a.read, bytemuck::cast_slice_mut(result.read))?;
-        d.download(a.mass, bytemuck::cast_slice_mut(result.mass))?;
+        d.download(a.out.address(), bytemuck::cast_slice_mut(result.out))?;
+        d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
+        d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
+        d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
         let page_bytes = self.cache.mirror_kind.page_bytes(shape.head_dim);
         for (row, metadata) in result.metadata.iter_mut().enumerate() {
             let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
             *metadata = if what == Step::Identity { 0 } else { (pages * page_bytes) as u32 };
         }
         if let Some(record) = &mut result.record {
-            d.download(a.order, bytemuck::cast_slice_mut(record.order))?;
+            d.download(a.order.address(), bytemuck::cast_slice_mut(record.order))?;
             if what != Step::Identity {
-                d.download(a.log_mass, bytemuck::cast_slice_mut(record.log_mass))?;
+                d.download(a.log_mass.address(), bytemuck::cast_slice_mut(record.log_mass))?;
             }
         }
         Ok(())
     }
 }
 
-/// The shape was validated, so a missing instance means that the PTX was built without it.
-fn no_instance(e: psa_codegen::NoSuchInstance) -> DriverError {
-    DriverError::Launch { launch: "a kernel".into(), detail: e.to_string() }
+/// Shape and memory were made to fit, so this is a kernel that was not compiled or a contract that this module breaks.
+fn no_launch(e: LaunchError) -> DriverError {
+    match e {
+        LaunchError::Contract(e) => DriverError::Contract(e),
+        e => DriverError::Launch { launch: "a kernel".into(), detail: e.to_string() },
+    }
 }
 
 impl Backend for Kernels {
@@ -244,8 +264,8 @@ impl Backend for Kernels {
         for change in changes {
             let (slots, pages) = (tables.slots(change.row), tables.pages(change.row));
             let at = |table: u64, width: usize, first: usize| table + 4 * (change.row * width + first) as u64;
-            let block = at(self.cache.block_table, slots.len(), change.blocks.start);
-            let page = at(self.cache.mirror_table, pages.len(), change.groups.start);
+            let block = at(self.cache.block_table.address(), slots.len(), change.blocks.start);
+            let page = at(self.cache.mirror_table.address(), pages.len(), change.groups.start);
             self.driver
                 .upload(block, bytemuck::cast_slice(&slots[change.blocks.clone()]))
                 .and_then(|()| self.driver.upload(page, bytemuck::cast_slice(&pages[change.groups.clone()])))
@@ -300,10 +320,10 @@ impl Drop for Kernels {
             s.mass,
         ];
         let cache = [self.cache.arena, self.cache.mirror, self.cache.block_table, self.cache.mirror_table];
-        let used = scratch.iter().filter(|b| b.bytes > 0).map(|b| b.address);
-        for address in used.chain(cache) {
+        let used = scratch.iter().filter(|b| b.0.bytes() > 0).map(|b| b.0);
+        for region in used.chain(cache) {
             // Nothing useful can be done about a device that does not take its memory back.
-            let _ = self.driver.free(address);
+            let _ = self.driver.free(region.address());
         }
     }
 }

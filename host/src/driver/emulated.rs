@@ -3,7 +3,7 @@
 //! It executes and checks; it does not time. A finding of a checker is an error of the launch, so that
 //! nothing computed by a faulty kernel is ever used.
 
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch};
 use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options};
 
 use super::{Driver, DriverError, describe};
@@ -92,7 +92,12 @@ impl Driver for Emulated {
         self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
     }
 
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits::of_sm(self.device.options().sm)
+    }
+
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
+        launch.check(&self.limits())?;
         let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
         let config =
             LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };

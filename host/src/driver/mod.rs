@@ -1,7 +1,7 @@
 //! The seam between the toolkit and a device: memory, copies, launches.
 //!
 //! A driver executes untyped [`Launch`]es that the kernels' typed launchers built, so that it knows no
-//! kernel. Addresses are plain `u64`, as in the launches. [`Emulated`] runs the shipped PTX on the CPU,
+//! kernel; each checks the launch against its contract first. Addresses are plain `u64`, as in the launches. [`Emulated`] runs the shipped PTX on the CPU,
 //! [`cuda`] on a GPU.
 
 mod emulated;
@@ -17,7 +17,7 @@ pub mod cuda;
 pub use emulated::{Counters, Emulated, EmulatedOptions};
 pub use gpu::{Gpu, Unavailable};
 
-use psa_codegen::{ArgValue, Launch};
+use psa_codegen::{ArgValue, ContractError, DeviceLimits, Launch, Region};
 
 /// What went wrong in a driver, with everything needed to see why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +46,9 @@ pub enum DriverError {
         /// The driver's own words.
         detail: String,
     },
+    /// The launch breaks its kernel's contract; nothing was executed.
+    #[error(transparent)]
+    Contract(#[from] ContractError),
     /// A kernel could not be launched or failed.
     #[error("{launch} failed: {detail}")]
     Launch {
@@ -108,6 +111,20 @@ pub trait Driver: Send {
     /// [`DriverError::OutOfMemory`].
     fn alloc(&mut self, bytes: usize, what: &str) -> Result<u64, DriverError>;
 
+    /// Allocates as [`Driver::alloc`] does, for the arguments of launches. It is the device's until it is freed; a launch
+    /// that uses it afterwards is refused on the emulator and undefined on a GPU.
+    ///
+    /// # Errors
+    /// [`DriverError::OutOfMemory`].
+    fn region(&mut self, bytes: usize, what: &str) -> Result<Region, DriverError> {
+        let address = self.alloc(bytes, what)?;
+        // SAFETY: just allocated, `bytes` long, and this device's.
+        Ok(unsafe { Region::new(address, bytes as u64) })
+    }
+
+    /// What the device allows a launch.
+    fn limits(&self) -> DeviceLimits;
+
     /// Frees an allocation.
     ///
     /// # Errors
@@ -126,10 +143,10 @@ pub trait Driver: Send {
     /// [`DriverError::Memory`].
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError>;
 
-    /// Launches a kernel, behind everything launched so far.
+    /// Launches a kernel, behind everything launched so far, if the launch keeps its contract ([`Launch::check`]).
     ///
     /// # Errors
-    /// [`DriverError::Launch`], [`DriverError::Check`].
+    /// [`DriverError::Contract`], [`DriverError::Launch`], [`DriverError::Check`].
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError>;
 
     /// Runs `launches` in order, round after round, and says how long each round took on the device's own

@@ -6,11 +6,13 @@
 //!
 //! Entrants with the same mirror share one cache, so keys are appended once for all of them.
 
+mod matched;
 mod record;
 mod replay;
 mod stats;
 mod truth;
 
+pub use matched::{Contender, Family, Field, Goal, MatchError, Quality, STEPS, Tuned, halves, tune};
 pub use record::{LseError, Record};
 pub use replay::{Entrant, EvalError, Progress, Replay, ReplayOptions, Step, evaluate};
 pub use stats::{Stats, quantile};

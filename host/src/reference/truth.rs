@@ -1,7 +1,7 @@
 //! What is true, in f64: dense attention, every block's exact mass, and the oracle's plan. The yardsticks
 //! of evaluation.
 
-use super::attend::{attend, exact_score, scaled_queries};
+use super::attend::{attend, scaled_queries};
 use super::plan::{Limits, Plan};
 use crate::store::HeadView;
 use kernels_gpu::layout::BLOCK;
@@ -21,19 +21,18 @@ pub fn dense_f64(view: &HeadView<'_>, q: &[f32], scale: f32) -> (Vec<Vec<f64>>, 
 
 /// log2 masses of all blocks `[group][blocks]` in f64. q: `[group, head_dim]`.
 fn log_masses_f64(view: &HeadView<'_>, q: &[f32], scale: f32) -> Vec<Vec<f64>> {
-    scaled_queries(q, scale)
-        .chunks(view.head_dim())
-        .map(|q| {
-            (0..view.blocks())
-                .map(|b| {
-                    let tokens = b * BLOCK..b * BLOCK + view.tokens_of_block(b);
-                    let scores: Vec<f64> = tokens.map(|t| exact_score(view, q, t)).collect();
-                    let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    m + scores.iter().map(|t| (t - m).exp2()).sum::<f64>().log2()
-                })
-                .collect()
-        })
-        .collect()
+    let queries = scaled_queries(q, scale);
+    let mut masses = vec![Vec::with_capacity(view.blocks()); queries.len() / view.head_dim()];
+    for b in 0..view.blocks() {
+        let tokens = b * BLOCK..b * BLOCK + view.tokens_of_block(b);
+        let keys: Vec<Vec<f64>> = tokens.map(|t| view.key_values(t).map(f64::from).collect()).collect();
+        for (q, masses) in queries.chunks(view.head_dim()).zip(&mut masses) {
+            let scores: Vec<f64> = keys.iter().map(|k| k.iter().zip(q).map(|(k, q)| k * q).sum()).collect();
+            let m = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            masses.push(m + scores.iter().map(|t| (t - m).exp2()).sum::<f64>().log2());
+        }
+    }
+    masses
 }
 
 /// log2 masses of all blocks `[group][blocks]`, computed in f64. q: `[group, head_dim]`.

@@ -167,6 +167,40 @@ pub enum TraceError {
         /// The value.
         value: f32,
     },
+    /// A dump cannot be read.
+    #[error("cannot read {file}: {source}; name a safetensors file with q, k and v with --from")]
+    ReadDump {
+        /// Path.
+        file: String,
+        /// Reason.
+        source: std::io::Error,
+    },
+    /// A q/k/v dump that cannot be understood.
+    #[error(
+        "{file}: {what}; a dump holds q, k and v of each attention call, [heads, tokens, head_dim], in names \
+         such as q, layers.3.q or layer_3_query"
+    )]
+    Dump {
+        /// Path.
+        file: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A context that cannot be made longer.
+    #[error(
+        "{case} has {context} tokens and cannot be extended to {tokens}: recordings of at least {shortest} \
+         tokens can be made longer, not shorter"
+    )]
+    Extend {
+        /// Case.
+        case: String,
+        /// Tokens recorded.
+        context: usize,
+        /// Tokens asked for.
+        tokens: usize,
+        /// Shortest recording that can be extended.
+        shortest: usize,
+    },
     /// `--case` names nothing.
     #[error("no case is called {name:?}; there are: {known}")]
     NoSuchCase {

@@ -8,8 +8,12 @@
 //! Trap: query `i` is not the last token of the file; it stands at position `context - queries + i`
 //! and sees keys `0..=` that position ([`Case::visible`]).
 
+mod answer;
+mod dump;
 mod error;
+mod extend;
 mod read;
+mod synthetic;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -18,7 +22,10 @@ use half::{bf16, f16};
 
 use crate::Rows;
 
+pub use dump::{DumpOptions, Layout, from_dump};
 pub use error::TraceError;
+pub use extend::extend;
+pub use synthetic::{Geometry, Kind, synthetic};
 pub use write::write;
 
 /// Name of the format, as it stands in the JSON.
@@ -99,6 +106,37 @@ impl Case {
     /// Tokens that query `i` sees, its own included.
     pub fn visible(&self, i: usize) -> usize {
         self.context - self.queries + i + 1
+    }
+
+    /// The case with the queries `range` alone, which see what they saw.
+    pub fn part(&self, range: std::ops::Range<usize>) -> Case {
+        fn of_heads<T: Copy>(x: &[T], case: &Case, range: &std::ops::Range<usize>, width: usize) -> Vec<T> {
+            x.chunks_exact(case.queries * width)
+                .flat_map(|head| &head[range.start * width..range.end * width])
+                .copied()
+                .collect()
+        }
+        let d = self.head_dim;
+        let context = self.visible(range.start) + range.len() - 1;
+        let first = |x: &Elements| match x {
+            Elements::F16(x) => Elements::F16(x[..context * d].to_vec()),
+            Elements::Bf16(x) => Elements::Bf16(x[..context * d].to_vec()),
+        };
+        Case {
+            queries: range.len(),
+            context,
+            q: match &self.q {
+                Elements::F16(q) => Elements::F16(of_heads(q, self, &range, d)),
+                Elements::Bf16(q) => Elements::Bf16(of_heads(q, self, &range, d)),
+            },
+            k: first(&self.k),
+            v: first(&self.v),
+            out: of_heads(&self.out, self, &range, d),
+            lse: of_heads(&self.lse, self, &range, 1),
+            name: self.name.clone(),
+            label: self.label.clone(),
+            ..*self
+        }
     }
 
     /// Query `i` of every head: `[group, head_dim]`.

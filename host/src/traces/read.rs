@@ -92,6 +92,39 @@ fn label(about: &About) -> String {
     parts.join(", ")
 }
 
+/// Checks that a case of these sizes can be replayed; `file` and `case` are for the errors.
+pub(super) fn check_geometry(
+    file: &str,
+    case: &str,
+    group: usize,
+    queries: usize,
+    context: usize,
+    head_dim: usize,
+) -> Result<(), TraceError> {
+    let fail = |what, found, supported: String| {
+        let (file, case) = (file.to_owned(), case.to_owned());
+        Err(TraceError::Unsupported { file, case, what, found, supported })
+    };
+    let longest = layout::MAX_BLOCKS * layout::BLOCK;
+    if queries == 0 {
+        return fail("queries", 0, "at least one".to_owned());
+    }
+    if !HEAD_DIMS.contains(&head_dim) {
+        return fail("head_dim", head_dim, "64, 128".to_owned());
+    }
+    if !(1..=layout::MAX_GROUP).contains(&group) {
+        return fail("query heads of a KV head", group, format!("1 to {}", layout::MAX_GROUP));
+    }
+    if context > longest {
+        return fail("context", context, format!("up to {longest} tokens"));
+    }
+    if context < queries {
+        let (file, case) = (file.to_owned(), case.to_owned());
+        return Err(TraceError::FewerKeysThanQueries { file, case, queries, context });
+    }
+    Ok(())
+}
+
 struct Reader<'a> {
     file: &'a str,
     container: &'a SafeTensors<'a>,
@@ -110,28 +143,7 @@ impl Reader<'_> {
         let &[context, _] = k.shape() else {
             return Err(self.shape(&k_name, &k, "[context, head_dim]"));
         };
-        if queries == 0 {
-            return Err(self.shape(&q_name, &q, "at least one query"));
-        }
-        if !HEAD_DIMS.contains(&head_dim) {
-            return Err(self.unsupported(&name, "head_dim", head_dim, "64, 128"));
-        }
-        if !(1..=layout::MAX_GROUP).contains(&group) {
-            let supported = format!("1 to {}", layout::MAX_GROUP);
-            return Err(self.unsupported(&name, "query heads of a KV head", group, &supported));
-        }
-        let longest = layout::MAX_BLOCKS * layout::BLOCK;
-        if context > longest {
-            return Err(self.unsupported(&name, "context", context, &format!("up to {longest} tokens")));
-        }
-        if context < queries {
-            return Err(TraceError::FewerKeysThanQueries {
-                file: self.file.to_owned(),
-                case: name,
-                queries,
-                context,
-            });
-        }
+        check_geometry(self.file, &name, group, queries, context, head_dim)?;
         self.expect_shape(&k_name, &k, &[context, head_dim], "head_dim as in q")?;
         self.expect_shape(&v_name, &v, &[context, head_dim], "as k")?;
         self.expect_shape(&out_name, &out, &[group, queries, head_dim], "as q")?;
@@ -250,16 +262,6 @@ impl Reader<'_> {
             tensor: name.to_owned(),
             found: format!("{:?}", view.dtype()),
             expected,
-        }
-    }
-
-    fn unsupported(&self, case: &str, what: &'static str, found: usize, supported: &str) -> TraceError {
-        TraceError::Unsupported {
-            file: self.file.to_owned(),
-            case: case.to_owned(),
-            what,
-            found,
-            supported: supported.to_owned(),
         }
     }
 }

@@ -267,7 +267,7 @@ fn every_kind_of_damage_is_an_error_that_names_it() {
         (
             "no query",
             |r| r.replace("case0.q", "F16", &[2, 0, 64], Vec::new()),
-            &["case0.q", "at least one query"],
+            &["case0", "queries 0", "at least one"],
         ),
         (
             "more queries than keys",

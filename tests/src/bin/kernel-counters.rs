@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use psa::driver::{Driver, DriverError};
 use psa::{Device, Dtype, Mirror, Policy, Shape};
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch, RawLaunch};
 use psa_tests::{Workload, run};
 use ptx_emulator::{Arg, Checks, Counters, DevicePtr, LaunchConfig, Module, Options};
 
@@ -37,6 +37,7 @@ impl Counting {
     }
 
     fn count(&mut self, launch: &Launch) -> Result<(), DriverError> {
+        launch.check(&self.limits())?;
         let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
         let config =
             LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
@@ -82,12 +83,19 @@ impl Driver for Counting {
         self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
     }
 
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits::of_sm(self.device.options().sm)
+    }
+
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
         if launch.kernel.family == "plan" {
             let larger = |bytes: u32| bytes > launch.kernel.shared_bytes;
             for kernel in kernels_gpu::kernels() {
                 if kernel.family == "plan" && larger(kernel.shared_bytes) {
-                    self.count(&Launch::new(kernel, launch.grid, launch.args.clone()))?;
+                    let shared_bytes = kernel.shared_bytes;
+                    let raw = RawLaunch { kernel, shared_bytes, ..launch.clone().into_raw() };
+                    // SAFETY: the memory of a launch that this device was given, for a kernel that uses it alike.
+                    self.count(&unsafe { Launch::from_raw(raw) })?;
                 }
             }
         }
@@ -124,11 +132,11 @@ fn steps() -> Vec<(Workload, Mirror, Policy)> {
 /// One copy of three slots, since no step gathers.
 fn gather(driver: &mut Counting) -> Result<(), DriverError> {
     let slot = 2 * 16 * 128 * 2;
-    let source = driver.alloc(4 * slot, "source")?;
-    driver.upload(source, &vec![1; 4 * slot])?;
-    let target = driver.alloc(4 * slot, "target")?;
-    let pairs = driver.alloc(24, "pairs")?;
-    driver.upload(pairs, &[3u32, 0, 1, 2, 0, 3].map(u32::to_le_bytes).concat())?;
+    let source = driver.region(4 * slot, "source")?;
+    driver.upload(source.address(), &vec![1; 4 * slot])?;
+    let target = driver.region(4 * slot, "target")?;
+    let pairs = driver.region(24, "pairs")?;
+    driver.upload(pairs.address(), &[3u32, 0, 1, 2, 0, 3].map(u32::to_le_bytes).concat())?;
     let launch = psa::device::launches::gather(source, target, pairs, 3, slot, 2)
         .map_err(|e| DriverError::Launch { launch: "gather".into(), detail: e.to_string() })?;
     driver.launch(&launch)

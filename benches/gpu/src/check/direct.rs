@@ -4,7 +4,7 @@
 use kernels_gpu::{gather, plan};
 use psa::driver::{Driver, DriverError};
 use psa::reference::plan::{Goal, Limits, plan as reference_plan};
-use psa_codegen::{DevicePtr, DevicePtrMut};
+use psa_codegen::Region;
 use psa_tests::Rng;
 
 use super::{Extent, Options, Verdict};
@@ -66,8 +66,8 @@ impl Case {
                 run_plan(driver, &mut held, *capacity, &masses, *target, *budget)
             }
         };
-        for address in held {
-            driver.free(address).map_err(text)?;
+        for region in held {
+            driver.free(region.address()).map_err(text)?;
         }
         verdict
     }
@@ -79,25 +79,25 @@ fn text(e: impl std::fmt::Display) -> String {
 
 fn run_gather(
     driver: &mut dyn Driver,
-    held: &mut Vec<u64>,
+    held: &mut Vec<Region>,
     ctas: u32,
     slots: usize,
     slot_bytes: usize,
 ) -> Verdict {
     let source: Vec<u8> = (0..slots * slot_bytes).map(|i| (i * 7 + i / slot_bytes) as u8).collect();
     let pairs: Vec<u32> = (0..slots as u32 - 2).flat_map(|i| [(i * 3 + 1) % slots as u32, i]).collect();
-    let mut put = |data: &[u8], what: &str| -> Result<u64, DriverError> {
-        let address = upload(driver, data, what)?;
-        held.push(address);
-        Ok(address)
+    let mut put = |data: &[u8], what: &str| -> Result<Region, DriverError> {
+        let region = upload(driver, data, what)?;
+        held.push(region);
+        Ok(region)
     };
     let from = put(&source, "source").map_err(text)?;
     let to = put(&vec![0xee; slots * slot_bytes], "target").map_err(text)?;
     let list = put(bytemuck::cast_slice(&pairs), "pairs").map_err(text)?;
     let args = gather::gather::Args {
-        source: DevicePtr::from_raw(from),
-        target: DevicePtrMut::from_raw(to),
-        pairs: DevicePtr::from_raw(list),
+        source: from.input(),
+        target: to.in_out(),
+        pairs: list.input(),
         count: (pairs.len() / 2) as u32,
         slot_bytes: slot_bytes as u32,
     };
@@ -149,7 +149,7 @@ impl Masses<'_> {
 
 fn run_plan(
     driver: &mut dyn Driver,
-    held: &mut Vec<u64>,
+    held: &mut Vec<Region>,
     capacity: usize,
     masses: &Masses<'_>,
     target: f32,
@@ -160,10 +160,10 @@ fn run_plan(
     let flat: Vec<f32> = rows.iter().flatten().flatten().copied().collect();
     let lens: Vec<u32> = masses.tokens.iter().map(|&n| n as u32).collect();
     let target = kernels_gpu::numeric::fixed_target(target);
-    let mut put = |data: &[u8], what: &str| -> Result<u64, String> {
-        let address = upload(driver, data, what).map_err(text)?;
-        held.push(address);
-        Ok(address)
+    let mut put = |data: &[u8], what: &str| -> Result<Region, String> {
+        let region = upload(driver, data, what).map_err(text)?;
+        held.push(region);
+        Ok(region)
     };
     let log_mass = put(bytemuck::cast_slice(&flat), "log_mass")?;
     let lens_at = put(bytemuck::cast_slice(&lens), "lens")?;
@@ -173,13 +173,13 @@ fn run_plan(
     let peak = put(&vec![0xff; 4 * batch * group], "peak")?;
     let rest = put(&vec![0xff; 8 * batch * group], "rest")?;
     let args = plan::plan::Args {
-        log_mass: DevicePtr::from_raw(log_mass),
-        lens: DevicePtr::from_raw(lens_at),
-        budget: DevicePtr::from_raw(budgets),
-        order: DevicePtrMut::from_raw(order),
-        count: DevicePtrMut::from_raw(count),
-        peak: DevicePtrMut::from_raw(peak),
-        rest: DevicePtrMut::from_raw(rest),
+        log_mass: log_mass.input(),
+        lens: lens_at.input(),
+        budget: budgets.input(),
+        order: order.output(),
+        count: count.output(),
+        peak: peak.output(),
+        rest: rest.output(),
         target,
         sink: SINK as u32,
         recent: RECENT as u32,

@@ -130,10 +130,12 @@ fn launch(driver: &mut dyn Driver, entry: &Entry, inputs: &[u32]) -> Result<Vec<
     let count = inputs.len() / entry.words_in;
     let from = upload(driver, inputs, "inputs")?;
     let to = upload(driver, &vec![0u32; count * entry.words_out], "outputs")?;
-    driver.launch(&module::launch(entry, from, to, count as u32))?;
+    let launch = module::launch(entry, from.input(), to.output(), count as u32)
+        .map_err(psa::driver::DriverError::Contract)?;
+    driver.launch(&launch)?;
     let got = download(driver, to, count * entry.words_out)?;
-    driver.free(from)?;
-    driver.free(to)?;
+    driver.free(from.address())?;
+    driver.free(to.address())?;
     Ok(got)
 }
 

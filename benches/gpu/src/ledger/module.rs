@@ -2,16 +2,16 @@
 //!
 //! `entry(input, output, count)`: input `[count, words_in]` u32, output `[count, words_out]` u32; 128 threads.
 
-use psa_codegen::{ArgValue, KernelDescriptor, Launch, Param, ParamType};
+use psa_codegen::{Access, Arguments, ContractError, In, KernelDescriptor, Launch, Out, Param, ParamType};
 
 use super::entries::{Entry, Shape};
 
 const THREADS: u32 = 128;
 
 static PARAMS: [Param; 3] = [
-    Param { name: "input", ty: ParamType::ConstPtr("u32") },
-    Param { name: "output", ty: ParamType::MutPtr("u32") },
-    Param { name: "count", ty: ParamType::U32 },
+    Param::buffer("input", ParamType::ConstPtr("u32"), Access::In, 4),
+    Param::buffer("output", ParamType::MutPtr("u32"), Access::Out, 4),
+    Param::scalar("count", ParamType::U32),
 ];
 
 /// The module.
@@ -87,7 +87,7 @@ fn mma(ty: &str) -> String {
 }
 
 /// The launch of an entry over `count` inputs.
-pub fn launch(entry: &Entry, input: u64, output: u64, count: u32) -> Launch {
+pub fn launch(entry: &Entry, input: In<u32>, output: Out<u32>, count: u32) -> Result<Launch, ContractError> {
     let threads = match entry.shape {
         Shape::Elementwise(_) => count,
         Shape::Mma(_) => 32 * count,
@@ -96,14 +96,10 @@ pub fn launch(entry: &Entry, input: u64, output: u64, count: u32) -> Launch {
     let kernel = Box::leak(Box::new(KernelDescriptor {
         name: Box::leak(entry.kernel().into_boxed_str()),
         family: "ledger",
-        specialisation: &[],
         params: &PARAMS,
         block: [THREADS, 1, 1],
-        min_blocks_per_sm: None,
-        max_registers: None,
-        shared_bytes: 0,
-        min_sm: 80,
+        ..KernelDescriptor::PLAIN
     }));
-    let args = vec![ArgValue::Ptr(input), ArgValue::Ptr(output), ArgValue::U32(count)];
+    let args = Arguments::with_capacity(3).with(input).with(output).with(count);
     Launch::new(kernel, [threads.div_ceil(THREADS), 1, 1], args)
 }

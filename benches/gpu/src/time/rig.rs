@@ -11,7 +11,7 @@ use kernels_gpu::numeric::fixed_target;
 use psa::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
 use psa::driver::Driver;
 use psa::{Dtype, Mirror, Shape};
-use psa_codegen::Launch;
+use psa_codegen::{Launch, Region};
 use psa_tests::Rng;
 
 use super::inputs::{TOKENS, Template};
@@ -120,33 +120,33 @@ pub struct Rig {
     cache: CacheAddresses,
     batch: BatchAddresses,
     step: StepAddresses,
-    whole: u64,
-    tenth: u64,
-    held: Vec<u64>,
+    whole: Region,
+    tenth: Region,
+    held: Vec<Region>,
 }
 
 /// Memory that is given back together.
 struct Holder<'a> {
     driver: &'a mut dyn Driver,
-    held: Vec<u64>,
+    held: Vec<Region>,
 }
 
 impl Holder<'_> {
-    fn alloc(&mut self, bytes: usize, what: &str) -> Result<u64, Error> {
-        let address = self.driver.alloc(bytes, what)?;
-        self.held.push(address);
-        Ok(address)
+    fn alloc(&mut self, bytes: usize, what: &str) -> Result<Region, Error> {
+        let region = self.driver.region(bytes, what)?;
+        self.held.push(region);
+        Ok(region)
     }
 
-    fn put<T: bytemuck::NoUninit>(&mut self, data: &[T], what: &str) -> Result<u64, Error> {
-        let address = upload(self.driver, data, what)?;
-        self.held.push(address);
-        Ok(address)
+    fn put<T: bytemuck::NoUninit>(&mut self, data: &[T], what: &str) -> Result<Region, Error> {
+        let region = upload(self.driver, data, what)?;
+        self.held.push(region);
+        Ok(region)
     }
 
     fn release(&mut self) -> Result<(), Error> {
-        for address in self.held.drain(..) {
-            self.driver.free(address)?;
+        for region in self.held.drain(..) {
+            self.driver.free(region.address())?;
         }
         Ok(())
     }
@@ -210,6 +210,7 @@ impl Rig {
             mirror: m.alloc(pages * kind.page_bytes(HEAD_DIM), "mirror")?,
             block_table: m.put(&block_table, "block_table")?,
             mirror_table: m.put(&mirror_table, "mirror_table")?,
+            limits: m.driver.limits(),
         };
         copy_template(m, &cache, template, &block_table, &mirror_table)?;
 

@@ -48,11 +48,14 @@ fn entry(family: &Family, instance: &Instance) -> TokenStream {
     let min_blocks = family.min_blocks_per_sm.as_ref().map_or(none.clone(), |e| quote! { #e });
     let max_registers = family.max_registers.as_ref().map_or(none, |e| quote! { #e });
     let dynamic_shared = family.dynamic_shared.as_ref().map(|e| quote! { const _: u64 = (#e) as u64; });
+    // Evaluated here too, so that what they import is used in both builds.
+    let constants = family.contract.constants().chain(family.feasibility.constants());
     quote! {
         mod #entry {
             use super::super::*;
             #bindings
             #dynamic_shared
+            #(const _: u128 = (#constants) as u128;)*
             #[unsafe(no_mangle)]
             pub unsafe extern "ptx-kernel" fn #entry(#(#names: #types),*) {
                 ::cuda_std::launch_bounds::<

@@ -8,6 +8,7 @@ use syn::spanned::Spanned;
 use syn::{Expr, Ident, ItemFn, Lit, Type};
 
 use super::attribute::{Attribute, Product, block_axes};
+use super::contract::{Contract, Feasibility};
 use super::signature::{Errors, Generic, Signature};
 
 /// What a generic is in one instance.
@@ -42,14 +43,16 @@ pub struct Family {
     pub min_blocks_per_sm: Option<Expr>,
     pub max_registers: Option<Expr>,
     pub min_sm: Option<Expr>,
+    pub contract: Contract,
+    pub feasibility: Feasibility,
 }
 
 impl Family {
     pub fn new(attribute: TokenStream, item: TokenStream) -> syn::Result<Self> {
         let attribute_span = attribute.span();
-        let attribute: Attribute = syn::parse2(attribute)?;
+        let mut attribute: Attribute = syn::parse2(attribute)?;
         let mut function: ItemFn = syn::parse2(item)?;
-        let signature = Signature::new(&mut function)?;
+        let mut signature = Signature::new(&mut function)?;
         let Some(block) = &attribute.block else {
             let span = if attribute_span.source_text().is_some() {
                 attribute_span
@@ -63,6 +66,8 @@ impl Family {
         };
         let block = block_axes(block)?;
         let instances = instances(&function.sig.ident, &signature.generics, &attribute.products)?;
+        let contract = Contract::new(&mut attribute, &mut signature)?;
+        let feasibility = Feasibility::new(&mut attribute, &signature)?;
         Ok(Self {
             function,
             signature,
@@ -72,6 +77,8 @@ impl Family {
             min_blocks_per_sm: attribute.min_blocks_per_sm,
             max_registers: attribute.max_registers,
             min_sm: attribute.min_sm,
+            contract,
+            feasibility,
         })
     }
 

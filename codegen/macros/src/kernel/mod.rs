@@ -1,13 +1,16 @@
 //! `#[kernel]`: parse the attribute, check it against the function, emit both builds.
 //!
 //! `attribute` reads the keys, `signature` reads the function and classifies its parameters, `family`
-//! multiplies the instances out and names them; `device` and `host` print what the two builds get. All
-//! advice to the user is in the first three, so that both builds reject the same code.
+//! multiplies the instances out and names them, `contract` and `relation` read what launches and requests must
+//! keep; `device` and `host` print what the two builds get. All advice to the user is in what reads, so that
+//! both builds reject the same code.
 
 mod attribute;
+mod contract;
 mod device;
 mod family;
 mod host;
+mod relation;
 mod signature;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,7 @@
 
 use proc_macro2::Span;
 use syn::spanned::Spanned;
-use syn::{Attribute, FnArg, GenericParam, Ident, ItemFn, Pat, ReturnType, Type};
+use syn::{Attribute, FnArg, GenericParam, Ident, ItemFn, LitInt, Pat, ReturnType, Type};
 
 /// A generic of the function, in declaration order.
 pub enum Generic {
@@ -42,6 +42,10 @@ pub struct Param {
     pub docs: Vec<Attribute>,
     pub ty: Type,
     pub kind: ParamKind,
+    /// Written and not read, by the attribute's `out(..)`.
+    pub is_out: bool,
+    /// Bytes, by the attribute's `align(..)`.
+    pub align: Option<LitInt>,
 }
 
 pub struct Signature {
@@ -111,7 +115,10 @@ impl Signature {
                         }
                     };
                     match classify(&arg.ty, &generics) {
-                        Ok(kind) => params.push(Param { name, docs, ty: (*arg.ty).clone(), kind }),
+                        Ok(kind) => {
+                            let ty = (*arg.ty).clone();
+                            params.push(Param { name, docs, ty, kind, is_out: false, align: None });
+                        }
                         Err(e) => errors.add(e),
                     }
                 }
@@ -164,6 +171,14 @@ fn classify(ty: &Type, generics: &[Generic]) -> syn::Result<ParamKind> {
                 }
                 "bool" | "u8" | "i8" | "u16" | "i16" => {
                     return fail(&format!("`{last}` is not a kernel parameter: pass it as `u32`"));
+                }
+                "Vec" | "Box" | "String" | "Rc" | "Arc" | "CString" => {
+                    return fail(&format!(
+                        "`{last}` is not Copy and owns host memory, which a device cannot reach: upload its elements and pass `*const T` and a `u32` length"
+                    ));
+                }
+                "bf16" | "f16" => {
+                    return fail(&format!("`{last}` by value is not a kernel parameter: pass it as `f32`"));
                 }
                 other => {
                     return fail(&format!(

@@ -48,7 +48,7 @@ fn entries_are_named_in_declaration_order_and_multiplied_last_generic_fastest() 
         .collect();
     assert_eq!(names, ["attend_bf16_d64", "attend_bf16_d128", "attend_f16_d64", "attend_f16_d128"]);
     let host: Vec<_> = text
-        .match_indices("name:\"attend")
+        .match_indices("name:\"attend_")
         .map(|(at, _)| text[at + 6..].split('"').next().expect("a name"))
         .collect();
     assert_eq!(host, names);
@@ -99,13 +99,13 @@ fn parameters_become_documented_fields_and_types() {
     );
     for part in [
         "pubstructArgs<T>{",
-        "pubx:::psa_codegen::DevicePtr<T>",
-        "pubout:::psa_codegen::DevicePtrMut<u64>",
+        "pubx:::psa_codegen::In<T>",
+        "pubout:::psa_codegen::InOut<u64>",
         "pubn:i32",
         "pubs:f64",
         "ParamType::ConstPtr(\"bf16\")",
         "ParamType::MutPtr(\"u64\")",
-        "ParamType::I32",
+        "Param::scalar(\"n\",::psa_codegen::ParamType::I32)",
         "ParamType::F64",
         "[n]",
     ] {

@@ -7,7 +7,7 @@
 
 use std::sync::OnceLock;
 
-use psa_codegen::{DevicePtr, DevicePtrMut, Launch};
+use psa_codegen::{DeviceLimits, In, InOut, Launch, Region};
 use psa_cuda_std_conformance::PTX;
 use ptx_emulator::{Arg, Device, LaunchConfig, Module, Options};
 
@@ -46,29 +46,38 @@ impl Gpu {
         Self { device: Device::new(Options::default()) }
     }
 
-    pub fn input<T: Pod>(&mut self, values: &[T]) -> DevicePtr<T> {
-        self.input_mut(values).as_const()
+    pub fn input<T: Pod>(&mut self, values: &[T]) -> In<T> {
+        self.input_mut(values).as_in()
     }
 
-    pub fn input_mut<T: Pod>(&mut self, values: &[T]) -> DevicePtrMut<T> {
+    pub fn input_mut<T: Pod>(&mut self, values: &[T]) -> InOut<T> {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_bytes()).collect();
-        DevicePtrMut::from_raw(self.device.alloc_init(&bytes, "input").expect("room").0)
+        let address = self.device.alloc_init(&bytes, "input").expect("room").0;
+        // SAFETY: just allocated, of this length, and never freed.
+        unsafe { Region::new(address, bytes.len() as u64) }.in_out()
     }
 
     /// A buffer that counts as never written.
-    pub fn output<T: Pod>(&mut self, elements: usize) -> DevicePtrMut<T> {
+    pub fn output<T: Pod>(&mut self, elements: usize) -> InOut<T> {
         let bytes = (elements * size_of::<T>()) as u64;
-        DevicePtrMut::from_raw(self.device.alloc(bytes, "output").expect("room").0)
+        let address = self.device.alloc(bytes, "output").expect("room").0;
+        // SAFETY: just allocated, of this length, and never freed.
+        unsafe { Region::new(address, bytes) }.in_out()
     }
 
-    pub fn read<T: Pod>(&self, from: DevicePtrMut<T>, elements: usize) -> Vec<T> {
+    pub fn read<T: Pod>(&self, from: InOut<T>, elements: usize) -> Vec<T> {
         let mut bytes = vec![0; elements * size_of::<T>()];
-        self.device.copy_from(ptx_emulator::DevicePtr(from.addr()), &mut bytes).expect("a live buffer");
+        self.device
+            .copy_from(ptx_emulator::DevicePtr(from.region().address()), &mut bytes)
+            .expect("a live buffer");
         bytes.chunks(size_of::<T>()).map(T::from_bytes).collect()
     }
 
     /// Runs the launch; a finding of any checker fails the test.
     pub fn run(&mut self, launch: &Launch) {
+        launch
+            .check(&DeviceLimits::of_sm(self.device.options().sm))
+            .expect("a launch that keeps its contract");
         let config =
             LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
         let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();

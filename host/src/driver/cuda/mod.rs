@@ -20,7 +20,7 @@ use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use psa_codegen::Launch;
+use psa_codegen::{DeviceLimits, Launch};
 use psa_cuda_shim::Failure;
 
 use super::{Driver, DriverError, Gpu, Timing, describe};
@@ -330,26 +330,10 @@ impl Cuda {
         if self.opened.pools { self.stream.alloc(bytes) } else { raw::alloc(bytes) }
     }
 
-    /// The kernel of a launch, loaded, and allowed the shared memory that it asks for.
+    /// The kernel of a launch that keeps its contract, loaded, and allowed the shared memory that it asks for.
     fn function(&mut self, launch: &Launch) -> Result<raw::Function, DriverError> {
         let refused = |detail| DriverError::Launch { launch: describe(launch), detail };
-        let params = launch.kernel.params;
-        let fits = params.len() == launch.args.len()
-            && params.iter().zip(&launch.args).all(|(p, a)| p.ty.size() as usize == a.bytes().len());
-        if !fits {
-            let wanted: Vec<_> = params.iter().map(|param| format!("{}: {}", param.name, param.ty)).collect();
-            return Err(refused(format!(
-                "the arguments are not those of the kernel ({})",
-                wanted.join(", ")
-            )));
-        }
-        let limit = self.opened.shared_limit;
-        if launch.shared_bytes > limit.max(DEFAULT_SHARED) {
-            return Err(refused(format!(
-                "{} allows {limit} bytes of shared memory",
-                self.opened.long_name()
-            )));
-        }
+        launch.check(&self.limits())?;
         let name = launch.kernel.name;
         let mut kernel = match self.functions.get(name) {
             Some(kernel) => *kernel,
@@ -369,8 +353,8 @@ impl Cuda {
     /// Queues a launch that [`Cuda::function`] has checked.
     fn queue(&self, function: raw::Function, launch: &Launch) -> Result<(), DriverError> {
         let mut params: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
-        // SAFETY: one value a parameter, of its size, as `function` checked. That the addresses are valid is
-        // the contract of whoever builds a `Launch`.
+        // SAFETY: one value a parameter, of its type, as `function` checked. That the addresses are valid was
+        // promised to whoever made the `Region`s, or the raw launch.
         let queued = unsafe {
             self.stream.launch(function, launch.grid, launch.block, launch.shared_bytes, &mut params)
         };
@@ -437,6 +421,11 @@ impl Driver for Cuda {
             .map_err(|failure| self.memory_error(failure, "download", address, data.len()))?;
         self.idle();
         Ok(())
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        let shared_per_block = self.opened.shared_limit.max(DEFAULT_SHARED);
+        DeviceLimits { shared_per_block, ..DeviceLimits::of_sm(self.opened.gpu.sm) }
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
