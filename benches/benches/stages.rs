@@ -133,8 +133,8 @@ impl Stages {
             budget: &vec![budget; self.lens.len()],
             floor: &vec![0; self.lens.len()],
             unit: 1,
-            target,
-            mass,
+            target: &vec![target; self.workload.shape.kv_heads],
+            mass: &vec![mass; self.workload.shape.kv_heads],
             sink: 0,
             recent: 0,
         };

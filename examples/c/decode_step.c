@@ -114,8 +114,9 @@ static sequence random_sequence(uint32_t tokens) {
     return s;
 }
 
-/* Plain attention of one query head over the tokens of the blocks marked in `use`; the mass of those among all. */
-static double attention(const sequence *s, uint32_t head, const uint8_t *use, double *out) {
+/* Plain attention of one query head over the tokens of the blocks marked in `use`, and the logarithm of its softmax
+ * sum; the mass of those tokens among all. */
+static double attention(const sequence *s, uint32_t head, const uint8_t *use, double *out, double *lse) {
     double *weights = reserve(s->tokens * sizeof *weights);
     double top = -INFINITY, all = 0.0, used = 0.0;
     uint32_t kv = head / GROUP, t, c;
@@ -139,6 +140,7 @@ static double attention(const sequence *s, uint32_t head, const uint8_t *use, do
         }
     }
     for (c = 0; c < HEAD_DIM; c++) { out[c] /= used; }
+    *lse = top + log(used);
     free(weights);
     return used / all;
 }
@@ -250,7 +252,7 @@ int main(int count, char **arguments) {
     for (part = 0; part < 2; part++) {
         float stop = part == 0 ? 0.0f : 0.95f; /* 0: no stop test */
         uint32_t most = 0, all = 0;
-        double worst = 0.0, missed = 0.0;
+        double worst = 0.0, worst_lse = 0.0, missed = 0.0;
         if (part == 0) {
             psa_plan_identity_params params = {lens, order, counts, peak, rest, KV_HEADS, GROUP, shape.max_blocks};
             check(psa_launch_plan_identity(plan_identity, PSA_PLAN_IDENTITY, KV_HEADS, BATCH, 1, NULL, params),
@@ -275,23 +277,26 @@ int main(int count, char **arguments) {
         check(psa_launch_merge(merge, PSA_MERGE_BF16_D64, KV_HEADS, BATCH, 1, NULL, merges), "merge");
         check(cuCtxSynchronize(), "cuCtxSynchronize");
 
-        float *got = reserve(psa_out_bytes(&shape));
+        float *got = reserve(psa_out_bytes(&shape)), *got_lse = reserve(psa_lse_bytes(&shape));
         uint32_t *ranks = reserve(psa_order_bytes(&shape)), *reads = reserve(psa_read_bytes(&shape));
         download(got, out, psa_out_bytes(&shape));
+        download(got_lse, lse, psa_lse_bytes(&shape));
         download(ranks, order, psa_order_bytes(&shape));
         download(reads, read, psa_read_bytes(&shape));
         for (b = 0; b < BATCH; b++) {
             for (h = 0; h < HEADS; h++) {
                 uint32_t row = b * KV_HEADS + h / GROUP;
                 uint8_t *use = reserve(shape.max_blocks);
-                double expected[HEAD_DIM], covered;
+                double expected[HEAD_DIM], expected_lse, covered, error;
                 for (i = 0; i < reads[2 * row]; i++) { use[ranks[row * shape.max_blocks + i]] = 1; }
-                covered = attention(&sequences[b], h, use, expected);
+                covered = attention(&sequences[b], h, use, expected, &expected_lse);
                 missed = fmax(missed, 1.0 - covered);
                 for (c = 0; c < HEAD_DIM; c++) {
-                    double error = fabs(got[((size_t)b * HEADS + h) * HEAD_DIM + c] - expected[c]);
+                    error = fabs(got[((size_t)b * HEADS + h) * HEAD_DIM + c] - expected[c]);
                     worst = error <= worst ? worst : error; /* a NaN stays */
                 }
+                error = fabs(got_lse[(size_t)b * HEADS + h] - expected_lse);
+                worst_lse = error <= worst_lse ? worst_lse : error;
                 if (h % GROUP == 0) {
                     most += reads[2 * row];
                     all += psa_blocks(LENGTHS[b]);
@@ -299,16 +304,19 @@ int main(int count, char **arguments) {
                 free(use);
             }
         }
-        printf("%s: %u of %u blocks read, largest error %.1e, largest missed mass %.4f\n",
-               part == 0 ? "dense" : "progressive:0.95", most, all, worst, missed);
+        printf("%s: %u of %u blocks read, largest error %.1e (lse %.1e), largest missed mass %.4f\n",
+               part == 0 ? "dense" : "progressive:0.95", most, all, worst, worst_lse, missed);
         /* attend rounds weights to bf16, each by 2^-9 of itself at most, and values are below 6 in magnitude: 6 * 2^-9 =
-         * 0.0117; f32 sums of 1000 of them add 1000 * 2^-24 * 6 = 3.6e-4. The rest of the mass is an estimate, so what
-         * is missed may exceed 0.05 a little; twice that would be a fault. */
-        if (!(worst < 0.0121) || !(missed < 0.1) || (part == 0 && missed > 1e-12) || (part == 1 && most >= all)) {
+         * 0.0117; f32 sums of 1000 of them add 1000 * 2^-24 * 6 = 3.6e-4. The softmax's sum is of unrounded weights: a
+         * score is a sum of 64 products below 300 in all, off by at most 68 * 2^-24 * 300 / 8 = 1.5e-4, and so is lse; as
+         * much again for exp2 and the sum. The rest of the mass is an estimate, so what is missed may exceed 0.05 a
+         * little; twice that would be a fault. */
+        if (!(worst < 0.0121) || !(worst_lse < 3e-4) || !(missed < 0.1) || (part == 0 && missed > 1e-12) || (part == 1 && most >= all)) {
             printf("WRONG\n");
             return 1;
         }
         free(got);
+        free(got_lse);
         free(ranks);
         free(reads);
     }

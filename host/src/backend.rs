@@ -78,10 +78,10 @@ pub struct DecodeStep<'a> {
     pub floor: &'a [u32],
     /// Blocks that are selected together.
     pub unit: usize,
-    /// `plan`'s target for the estimated mass, fixed point; 0 for a budget alone.
-    pub target: u32,
-    /// `merge`'s target for the exact mass; 0 switches the test off.
-    pub mass: f32,
+    /// `plan`'s target for the estimated mass, fixed point, 0 for a budget alone: `[KH]`.
+    pub target: &'a [u32],
+    /// `merge`'s target for the exact mass, 0 switches the test off: `[KH]`.
+    pub mass: &'a [f32],
     /// Forced blocks at the start.
     pub sink: u32,
     /// Forced blocks at the end.
@@ -144,8 +144,8 @@ pub trait Backend: Send {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error>;
 
-    /// True where everything works: any ranking, unit, floor and page format. Others know
-    /// [`Ranking::Identity`] and [`Ranking::Mirror`], single blocks, no floor, and the formats that
+    /// True where everything works: any ranking, unit, floor, page format, and targets by KV head. Others know
+    /// [`Ranking::Identity`] and [`Ranking::Mirror`], single blocks, no floor, one target, and the formats that
     /// [`MirrorFormat::kernel`] names.
     fn knows_everything(&self) -> bool {
         false

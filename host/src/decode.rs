@@ -22,6 +22,21 @@ pub enum Path {
     ToppedUp,
 }
 
+/// Fewest and most blocks to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockLimits {
+    /// So many at least, where there are as many.
+    pub min: u32,
+    /// So many at most, but for forced blocks.
+    pub max: u32,
+}
+
+impl Default for BlockLimits {
+    fn default() -> Self {
+        BlockLimits { min: 0, max: u32::MAX }
+    }
+}
+
 /// What was read for one (sequence, layer, KV head).
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadReport {
@@ -79,6 +94,8 @@ impl Report {
 #[derive(Debug, Default)]
 struct LayerState {
     done: bool,
+    /// Nothing was ranked.
+    identity: bool,
     lens: Vec<u32>,
     read: Vec<u32>,
     mass: Vec<f32>,
@@ -94,8 +111,12 @@ pub struct DecodePlan {
     shape: Shape,
     max_blocks: usize,
     policy: Policy,
+    /// Policy of each layer and KV head: `[layers, KH]`, all of one kind.
+    by_head: Vec<Policy>,
     sequences: Vec<SequenceId>,
     seqs: Vec<u32>,
+    /// Fewest and most blocks of each sequence.
+    limits: Vec<BlockLimits>,
     budget: Vec<u32>,
     floor: Vec<u32>,
     lse: Vec<f32>,
@@ -130,6 +151,8 @@ impl DecodePlan {
             shape,
             max_blocks: cache.pool().tables().extents.max_blocks,
             policy,
+            by_head: vec![policy; shape.layers * shape.kv_heads],
+            limits: vec![BlockLimits::default(); sequences.len()],
             sequences: sequences.to_vec(),
             seqs: cache.pool().indices(sequences)?,
             budget: vec![0; sequences.len()],
@@ -161,6 +184,75 @@ impl DecodePlan {
     pub fn with_record(mut self) -> DecodePlan {
         self.record = true;
         self
+    }
+
+    /// Fewest and most blocks to read of each sequence, in every layer and KV head: `[batch]`. Forced blocks are
+    /// read whatever the cap, and `dense` reads everything.
+    ///
+    /// # Errors
+    /// [`Error::Length`]; [`Error::Config`] where a floor is above its cap. Floors run on the cpu and reference
+    /// devices: others say so when the plan attends.
+    pub fn set_block_limits(&mut self, limits: &[BlockLimits]) -> Result<(), Error> {
+        if limits.len() != self.sequences.len() {
+            let layout = format!("[batch = {}]", self.sequences.len());
+            return Err(Error::Length {
+                tensor: "limits",
+                expected: self.sequences.len(),
+                got: limits.len(),
+                layout,
+            });
+        }
+        for BlockLimits { min, max } in limits {
+            if min > max {
+                return Err(Error::Config {
+                    what: format!("at least {min} and at most {max} blocks"),
+                    remedy: "use a floor that is not above the cap".into(),
+                });
+            }
+        }
+        self.limits.copy_from_slice(limits);
+        Ok(())
+    }
+
+    /// Another policy for all KV heads of one layer. It must be of the plan's kind: with another mass, say.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLayer`]; [`Error::Policy`] where it is of another kind, a budget, or out of range.
+    pub fn set_layer_policy(&mut self, layer: usize, policy: Policy) -> Result<(), Error> {
+        (0..self.shape.kv_heads).try_for_each(|kv_head| self.set_head_policy(layer, kv_head, policy))
+    }
+
+    /// Another policy for one KV head of one layer, as [`DecodePlan::set_layer_policy`]. KV heads of a layer that
+    /// differ run on the cpu and reference devices: others say so when the plan attends.
+    ///
+    /// # Errors
+    /// As [`DecodePlan::set_layer_policy`], and [`Error::Config`] for a KV head that is not there.
+    pub fn set_head_policy(&mut self, layer: usize, kv_head: usize, policy: Policy) -> Result<(), Error> {
+        policy.validate()?;
+        let Shape { layers, kv_heads, .. } = self.shape;
+        if layer >= layers {
+            return Err(Error::UnknownLayer { layer, layers });
+        }
+        if kv_head >= kv_heads {
+            return Err(Error::Config {
+                what: format!("KV head {kv_head}"),
+                remedy: format!("the cache has {kv_heads} (0 to {})", kv_heads - 1),
+            });
+        }
+        let same = std::mem::discriminant(&policy) == std::mem::discriminant(&self.policy);
+        let by_mass =
+            matches!(policy, Policy::Progressive { .. } | Policy::TopP { .. } | Policy::Certified { .. });
+        if !same || !by_mass {
+            return Err(Error::Policy {
+                text: policy.to_string(),
+                reason: format!(
+                    "a layer or head may have its own mass under top-p, progressive or certified; the plan is {}",
+                    self.policy
+                ),
+            });
+        }
+        self.by_head[layer * kv_heads + kv_head] = policy;
+        Ok(())
     }
 
     /// The policy.
@@ -233,6 +325,10 @@ impl DecodePlan {
         for (budget, &tokens) in self.budget.iter_mut().zip(&state.lens) {
             *budget = self.policy.budget(blocks(tokens as usize));
         }
+        for ((budget, floor), limits) in self.budget.iter_mut().zip(&mut self.floor).zip(&self.limits) {
+            *budget = (*budget).min(limits.max);
+            *floor = limits.min;
+        }
         state.read.resize(batch * kv_heads * 2, 0);
         state.mass.resize(batch * q_heads, 0.0);
         state.metadata.resize(batch * kv_heads, 0);
@@ -241,13 +337,20 @@ impl DecodePlan {
             state.log_mass.resize(batch * q_heads * self.max_blocks, 0.0);
         }
         let config = cache.config();
+        let policies = &self.by_head[layer * kv_heads..][..kv_heads];
+        let capped = self.limits.iter().any(|limits| limits.max < u32::MAX);
         let ranking = match self.policy {
-            _ if self.policy.reads_everything() => Ranking::Identity,
+            // A cap makes even "everything" a choice, but dense attention has nothing to choose by.
+            Policy::Dense => Ranking::Identity,
+            _ if !capped && policies.iter().all(|policy| policy.reads_everything()) => Ranking::Identity,
             Policy::Oracle { mass } => Ranking::TrueMass(mass),
             Policy::Certified { .. } => Ranking::Bound,
             _ => Ranking::Mirror,
         };
         let identity = ranking == Ranking::Identity;
+        let target: Vec<u32> =
+            policies.iter().map(|p| if identity { 0 } else { p.target(config.mirror) }).collect();
+        let mass: Vec<f32> = policies.iter().map(|p| if identity { 0.0 } else { p.tested_mass() }).collect();
         let step = DecodeStep {
             layer,
             seqs: &self.seqs,
@@ -258,8 +361,8 @@ impl DecodePlan {
             budget: &self.budget,
             floor: &self.floor,
             unit: config.unit / BLOCK,
-            target: if identity { 0 } else { self.policy.target(config.mirror) },
-            mass: if identity { 0.0 } else { self.policy.tested_mass() },
+            target: &target,
+            mass: &mass,
             sink: config.forced.sink,
             recent: config.forced.recent,
         };
@@ -276,6 +379,7 @@ impl DecodePlan {
         let (backend, tables) = cache.backend_and_tables();
         backend.decode(tables, &step, &mut result)?;
         state.done = true;
+        state.identity = identity;
         Ok(())
     }
 
@@ -283,7 +387,7 @@ impl DecodePlan {
     pub fn report(&self) -> Report {
         let Shape { kv_heads, .. } = self.shape;
         let group = self.shape.group();
-        let certified = matches!(self.policy, Policy::Certified { .. }) && !self.policy.reads_everything();
+        let certified = matches!(self.policy, Policy::Certified { .. });
         let mut heads = vec![];
         for (layer, state) in self.layers.iter().enumerate().filter(|(_, s)| s.done) {
             for (entry, &sequence) in self.sequences.iter().enumerate() {
@@ -307,7 +411,7 @@ impl DecodePlan {
                         mass: mass.to_vec(),
                         missed_bound: certified.then(|| mass.iter().map(missed).collect()),
                         path: match () {
-                            () if self.policy.reads_everything() => Path::Dense,
+                            () if state.identity => Path::Dense,
                             () if topups > 0 => Path::ToppedUp,
                             () if blocks_read == blocks_total => Path::Identity,
                             () => Path::Planned,
@@ -334,7 +438,7 @@ impl DecodePlan {
     /// where there is no record, and for plans that read everything by definition.
     pub fn log_mass(&self, layer: usize, entry: usize, q_head: usize) -> Option<&[f32]> {
         let state = self.recorded(layer)?;
-        if entry >= self.seqs.len() || q_head >= self.shape.q_heads || self.policy.reads_everything() {
+        if entry >= self.seqs.len() || q_head >= self.shape.q_heads || state.identity {
             return None;
         }
         let row = entry * self.shape.q_heads + q_head;

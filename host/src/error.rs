@@ -128,7 +128,7 @@ pub enum Error {
     },
     /// The text is no mirror of this version.
     #[error(
-        "mirror {text:?}: {reason}; use 1, 2, 4, 8 (bits), 2+2 (nested), box, mean, cuboid, mean-variance or \
+        "mirror {text:?}: {reason}; use 1, 2, 4, 8 (bits), 2+2 or 4+4 (nested), box, mean, cuboid, mean-variance or \
          representatives"
     )]
     UnsupportedMirror {

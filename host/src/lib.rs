@@ -35,6 +35,7 @@ pub mod reference;
 pub mod store;
 pub mod traces;
 
+mod budget;
 mod cache;
 mod decode;
 mod element;
@@ -44,8 +45,9 @@ mod policy;
 mod shape;
 
 pub use backend::Device;
+pub use budget::SharedBudget;
 pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
-pub use decode::{DecodePlan, HeadReport, Path, Report};
+pub use decode::{BlockLimits, DecodePlan, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;
 pub use mirror::{Mirror, MirrorFormat, QUANT_GROUPS};

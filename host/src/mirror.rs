@@ -26,6 +26,8 @@ pub enum Mirror {
     /// The codes of [`Mirror::Bits4`] in two planes of 2 bits: the coarse one is read of every block, the fine
     /// one of blocks that may matter.
     Nested,
+    /// The same with 8 bits in two halves of 4: for bounds, which 2 bits leave too wide.
+    Nested8,
     /// Minimum and maximum of every channel of a block (Quest): an upper bound of every score.
     Box,
     /// The mean key of a block.
@@ -40,12 +42,13 @@ pub enum Mirror {
 
 impl Mirror {
     /// All of them.
-    pub const ALL: [Mirror; 10] = [
+    pub const ALL: [Mirror; 11] = [
         Mirror::Bits1,
         Mirror::Bits2,
         Mirror::Bits4,
         Mirror::Bits8,
         Mirror::Nested,
+        Mirror::Nested8,
         Mirror::Box,
         Mirror::Mean,
         Mirror::Cuboid,
@@ -61,6 +64,7 @@ impl Mirror {
             Mirror::Bits4 => "4",
             Mirror::Bits8 => "8",
             Mirror::Nested => "2+2",
+            Mirror::Nested8 => "4+4",
             Mirror::Box => "box",
             Mirror::Mean => "mean",
             Mirror::Cuboid => "cuboid",
@@ -75,8 +79,17 @@ impl Mirror {
             Mirror::Bits1 => Some(1),
             Mirror::Bits2 => Some(2),
             Mirror::Bits4 | Mirror::Nested => Some(4),
-            Mirror::Bits8 => Some(8),
+            Mirror::Bits8 | Mirror::Nested8 => Some(8),
             _ => None,
+        }
+    }
+
+    /// Bits that only the second look reads; 0 where there is none.
+    pub const fn fine_bits(self) -> u32 {
+        match self {
+            Mirror::Nested => 2,
+            Mirror::Nested8 => 4,
+            _ => 0,
         }
     }
 
@@ -173,7 +186,12 @@ impl MirrorFormat {
     /// Bytes of a page.
     pub const fn page_bytes(self, head_dim: usize) -> usize {
         match self.mirror {
-            Mirror::Bits1 | Mirror::Bits2 | Mirror::Bits4 | Mirror::Bits8 | Mirror::Nested => {
+            Mirror::Bits1
+            | Mirror::Bits2
+            | Mirror::Bits4
+            | Mirror::Bits8
+            | Mirror::Nested
+            | Mirror::Nested8 => {
                 // Zero and step as f16, then the codes.
                 let bits = match self.mirror.bits() {
                     Some(bits) => bits as usize,
@@ -190,18 +208,12 @@ impl MirrorFormat {
     /// Bytes of a page that are read of every block; less than a page where the rest is read of some blocks
     /// only.
     pub const fn first_bytes(self, head_dim: usize) -> usize {
-        match self.mirror {
-            Mirror::Nested => self.page_bytes(head_dim) - self.blocks() * self.fine_bytes(head_dim),
-            _ => self.page_bytes(head_dim),
-        }
+        self.page_bytes(head_dim) - self.blocks() * self.fine_bytes(head_dim)
     }
 
     /// Bytes that the second look at one block reads.
     pub const fn fine_bytes(self, head_dim: usize) -> usize {
-        match self.mirror {
-            Mirror::Nested => BLOCK * head_dim / 4,
-            _ => 0,
-        }
+        BLOCK * head_dim * self.mirror.fine_bits() as usize / 8
     }
 
     /// The page format that the kernels know.

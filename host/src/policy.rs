@@ -139,7 +139,7 @@ impl Policy {
             Policy::Mean(_) if mirror != Mirror::Mean => "the mean mirror",
             Policy::Cuboid(_) if mirror != Mirror::Cuboid => "the cuboid mirror",
             Policy::Certified { .. } if !mirror.bounds_scores() => {
-                "a mirror that bounds scores: 1, 2, 4, 8, 2+2 or box"
+                "a mirror that bounds scores: 1, 2, 4, 8, 2+2, 4+4 or box"
             }
             Policy::TopK(_) | Policy::TopP { .. } | Policy::Progressive { .. } if mirror == Mirror::Box => {
                 "a mirror of 2 or 4 bits (quest:F is top-k by the box)"

@@ -9,8 +9,15 @@ mod common;
 use common::{Random, Tensor};
 use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, KvCache, Mirror, Policy, Shape};
 
-const MIRRORS: [Mirror; 6] =
-    [Mirror::Bits1, Mirror::Bits2, Mirror::Bits4, Mirror::Bits8, Mirror::Nested, Mirror::Box];
+const MIRRORS: [Mirror; 7] = [
+    Mirror::Bits1,
+    Mirror::Bits2,
+    Mirror::Bits4,
+    Mirror::Bits8,
+    Mirror::Nested,
+    Mirror::Nested8,
+    Mirror::Box,
+];
 
 fn cases() -> u64 {
     std::env::var("PSA_CERTIFICATE_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(20_000)

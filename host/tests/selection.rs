@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Batch, step};
-use psa::{Budget, Device, Dtype, Mirror, Path, Policy, Shape};
+use psa::{BlockLimits, Budget, DecodePlan, Device, Dtype, Mirror, Path, Policy, Shape};
 
 const LENGTHS: [usize; 9] = [1, 15, 16, 17, 63, 64, 65, 130, 1000];
 
@@ -198,6 +198,77 @@ fn progressive_believes_its_mass_of_every_head_unless_everything_is_read() {
             assert!(report.blocks_read() > previous && report.blocks_read() < report.blocks_total());
             previous = report.blocks_read();
         }
+    }
+}
+
+#[test]
+fn floors_and_caps_hold_and_are_checked() {
+    let shape = Shape { layers: 2, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    let batch = Batch::random(Shape { layers: 1, ..shape }, &[1000, 700], 31);
+    for device in [Device::cpu(), Device::reference()] {
+        let (mut cache, sequences) = batch.cache(&device, Mirror::Bits4);
+        let mut plan =
+            DecodePlan::new(&cache, &sequences, Policy::Progressive { mass: 0.5 }).unwrap().with_record();
+        let mut out = vec![0.0; 2 * shape.query_elements()];
+        let (floor, cap) = (BlockLimits { min: 40, max: u32::MAX }, BlockLimits { min: 0, max: 6 });
+        plan.set_block_limits(&[floor, cap]).unwrap();
+        plan.attend(&mut cache, 0, batch.queries(&[0, 1]).rows(), &mut out).unwrap();
+        for head in plan.report().heads {
+            match head.entry {
+                0 => assert!(head.blocks_read >= 40 && head.blocks_read < 63, "{head:?}"),
+                // 700 tokens: 44 blocks, 4 of them in the open group, and the sink.
+                _ => assert_eq!(head.blocks_read, 6, "{head:?}"),
+            }
+        }
+        let error = plan.set_block_limits(&[cap]).unwrap_err().to_string();
+        assert!(error.contains("[batch = 2]"), "{error}");
+        let error = plan.set_block_limits(&[cap, BlockLimits { min: 9, max: 6 }]).unwrap_err().to_string();
+        assert!(error.contains("at least 9 and at most 6"), "{error}");
+    }
+    // Caps run on the kernels; floors say that they do not.
+    let (mut cache, sequences) = batch.cache(&Device::emulator(), Mirror::Bits4);
+    let mut plan = DecodePlan::new(&cache, &sequences, Policy::Progressive { mass: 0.5 }).unwrap();
+    let mut out = vec![0.0; 2 * shape.query_elements()];
+    plan.set_block_limits(&[BlockLimits { min: 0, max: 6 }; 2]).unwrap();
+    plan.attend(&mut cache, 0, batch.queries(&[0, 1]).rows(), &mut out).unwrap();
+    assert!(plan.report().heads.iter().all(|head| head.blocks_read <= 6), "{:?}", plan.report());
+    plan.set_block_limits(&[BlockLimits { min: 9, max: 60 }; 2]).unwrap();
+    let error = plan.attend(&mut cache, 0, batch.queries(&[0, 1]).rows(), &mut out).unwrap_err();
+    assert!(error.to_string().contains("without a floor"), "{error}");
+}
+
+#[test]
+fn layers_and_heads_may_have_masses_of_their_own() {
+    let shape = Shape { layers: 1, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    let batch = Batch::random(shape, &[1000], 32);
+    let read = |device: &Device, masses: [f32; 2]| {
+        let (mut cache, sequences) = batch.cache(device, Mirror::Bits4);
+        let mut plan = DecodePlan::new(&cache, &sequences, Policy::Progressive { mass: 0.5 }).unwrap();
+        for (head, mass) in masses.into_iter().enumerate() {
+            plan.set_head_policy(0, head, Policy::Progressive { mass }).unwrap();
+        }
+        let mut out = vec![0.0; shape.query_elements()];
+        plan.attend(&mut cache, 0, batch.queries(&[0]).rows(), &mut out)?;
+        Ok::<_, psa::Error>(plan.report().heads.iter().map(|h| h.blocks_read).collect::<Vec<_>>())
+    };
+    let cpu = Device::cpu();
+    let (low, high) = (read(&cpu, [0.5, 0.5]).unwrap(), read(&cpu, [0.95, 0.95]).unwrap());
+    let mixed = read(&cpu, [0.5, 0.95]).unwrap();
+    assert_eq!(mixed, [low[0], high[1]]);
+    assert_eq!(read(&Device::reference(), [0.5, 0.95]).unwrap(), mixed);
+    assert_eq!(read(&cpu, [1.0, 0.5]).unwrap(), [63, low[1]]);
+    let error = read(&Device::emulator(), [0.5, 0.95]).unwrap_err().to_string();
+    assert!(error.contains("one mass for all KV heads"), "{error}");
+
+    let (cache, sequences) = batch.cache(&cpu, Mirror::Bits4);
+    let mut plan = DecodePlan::new(&cache, &sequences, Policy::Progressive { mass: 0.5 }).unwrap();
+    for (layer, policy, expected) in [
+        (0, Policy::Dense, "the plan is progressive:0.5"),
+        (0, Policy::Progressive { mass: 1.5 }, "at most 1"),
+        (3, Policy::Progressive { mass: 0.9 }, "layer 3"),
+    ] {
+        let error = plan.set_layer_policy(layer, policy).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }
 

@@ -14,7 +14,7 @@ use cuda_std::kernel;
 use {
     crate::layout::{box_offset, code_shift, key_offset, plane_row_bytes, step_offset, value_offset},
     crate::numeric::{quantise, quantiser_range},
-    crate::row::{Geometry, Row},
+    crate::row::{Cache, Row},
     cuda_std::ptx::V4,
     cuda_std::shared::dynamic_shared,
     cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, sync_threads, thread_idx_x},
@@ -78,11 +78,9 @@ pub unsafe fn append<T: KvElement, const D: usize, const P: usize>(
     max_blocks: u32,
 ) {
     unsafe {
-        let geometry = Geometry { layer, layers, kv_heads, max_blocks };
-        let Some(group) = copy_tokens::<T, D>(k, v, offsets, arena, block_table, seqs, lens, geometry) else {
-            return;
-        };
-        let page = page::<T>(mirror, mirror_table, &group, max_blocks, plane_offset(D, P));
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let Some(group) = copy_tokens::<T, D>(k, v, offsets, cache) else { return };
+        let page = group.page(mirror, mirror_table, plane_offset(D, P));
         let levels = 1u32 << (2 * P as u32);
         let zeros = dynamic_shared::<f32>();
         let steps = zeros.add(D as u32);
@@ -176,11 +174,9 @@ pub unsafe fn append_box<T: KvElement, const D: usize>(
     max_blocks: u32,
 ) {
     unsafe {
-        let geometry = Geometry { layer, layers, kv_heads, max_blocks };
-        let Some(group) = copy_tokens::<T, D>(k, v, offsets, arena, block_table, seqs, lens, geometry) else {
-            return;
-        };
-        let page = page::<T>(mirror, mirror_table, &group, max_blocks, BLOCKS_PER_GROUP * 4 * D);
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let Some(group) = copy_tokens::<T, D>(k, v, offsets, cache) else { return };
+        let page = group.page(mirror, mirror_table, MirrorKind::Box.page_bytes(D));
         let mut i = thread_idx_x() as usize;
         while i < BLOCKS_PER_GROUP * D {
             let (block, c) = (i / D, i % D);
@@ -220,43 +216,30 @@ impl<T> Group<T> {
         // SAFETY: a full group lies below the row's length.
         unsafe { self.row.slot::<D>(block).add(key_offset(D, t % BLOCK)) }
     }
-}
 
-/// The mirror page of a full group.
-#[cfg(target_arch = "nvptx64")]
-#[inline(always)]
-unsafe fn page<T>(
-    mirror: *mut u8,
-    mirror_table: *const u32,
-    group: &Group<T>,
-    max_blocks: u32,
-    page_bytes: usize,
-) -> *mut u8 {
-    let width = max_blocks as usize / BLOCKS_PER_GROUP;
-    // SAFETY: the table has a page for every full group.
-    unsafe {
-        let id = *mirror_table.add(group.row.index * width + group.group as usize);
-        mirror.add(id as usize * page_bytes)
+    /// The group's mirror page.
+    ///
+    /// # Safety
+    /// The group is full, and the table has a page for it.
+    #[inline(always)]
+    unsafe fn page(&self, mirror: *mut u8, table: *const u32, page_bytes: usize) -> *mut u8 {
+        // SAFETY: the caller's promise.
+        unsafe { self.row.page(mirror, table, self.group, page_bytes) as *mut u8 }
     }
 }
 
 /// Copies this CTA's share of the new tokens; returns the group if it is full afterwards.
 #[cfg(target_arch = "nvptx64")]
 #[inline(always)]
-#[allow(clippy::too_many_arguments)]
 unsafe fn copy_tokens<T: KvElement, const D: usize>(
     k: *const T,
     v: *const T,
     offsets: *const u32,
-    arena: *mut T,
-    block_table: *const u32,
-    seqs: *const u32,
-    lens: *const u32,
-    geometry: Geometry,
+    cache: Cache<T>,
 ) -> Option<Group<T>> {
     unsafe {
         let (h, b, z) = (block_idx_x(), block_idx_y(), block_idx_z());
-        let row = Row::<T>::new(arena, block_table, seqs, lens, b, h, geometry);
+        let row = cache.row(b, h);
         let (first, last) = (*offsets.add(b as usize), *offsets.add(b as usize + 1));
         let before = row.tokens - (last - first);
         let group = before / QUANT_GROUP as u32 + z;
@@ -275,7 +258,7 @@ unsafe fn copy_tokens<T: KvElement, const D: usize>(
         while i < (to - from) * pieces {
             let (position, piece) = (from + i / pieces, (i % pieces) as usize);
             let token = first + position - before;
-            let source = (token as usize * geometry.kv_heads as usize + h as usize) * D;
+            let source = (token as usize * cache.kv_heads as usize + h as usize) * D;
             let slot = row.slot::<D>(position / BLOCK as u32) as *mut T;
             let t = position as usize % BLOCK;
             *(slot.add(key_offset(D, t)) as *mut V4).add(piece) = *(k.add(source) as *const V4).add(piece);

@@ -17,7 +17,7 @@ use {
     crate::layout::splits,
     crate::pages::Pages,
     crate::parts::{Column, WarpParts},
-    crate::row::{Geometry, Row},
+    crate::row::Cache,
     crate::stream::{Queries, Stream},
     cuda_std::shared::dynamic_shared,
     cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, sync_threads, thread_idx_x},
@@ -107,8 +107,8 @@ pub unsafe fn attend<T: KvElement, const D: usize>(
 ) {
     unsafe {
         let (split, h, b) = (block_idx_x(), block_idx_y(), block_idx_z());
-        let row =
-            Row::new(arena, block_table, seqs, lens, b, h, Geometry { layer, layers, kv_heads, max_blocks });
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let row = cache.row(b, h);
         let splits = splits(row.blocks() as usize) as u32;
         if split >= splits {
             return;

@@ -23,6 +23,7 @@ pub mod parts;
 pub mod row;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
+pub mod stop;
 #[cfg(target_arch = "nvptx64")]
 pub mod stream;
 

@@ -15,16 +15,17 @@ use cuda_std::kernel;
 #[cfg(target_arch = "nvptx64")]
 use {
     crate::attend::{THREADS, WARPS, stages, warp_bytes},
-    crate::layout::{TOPUP_CHUNK, splits},
-    crate::numeric::{believed_mass, enough, fixed_mass, relative_mass, rest_mass},
+    crate::layout::{TOPUP_CHUNK, key_offset, splits},
+    crate::numeric::{LOG2_E, believed_mass, fixed_mass, relative_mass, rest_mass},
     crate::pages::Pages,
     crate::parts::{Column, WarpParts},
-    crate::row::{Geometry, Row},
+    crate::row::{Cache, Row},
+    crate::stop::{Threshold, verdict},
     crate::stream::{Queries, Stream},
-    cuda_std::ptx::{lg2_approx, rcp_approx},
+    cuda_std::ptx::{V4, lg2_approx, rcp_approx},
     cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, sync_threads, thread_idx_x},
-    cuda_std::warp::lane_id,
+    cuda_std::warp::{lane_id, warp_shuffle_xor},
 };
 
 /// Shared bytes: what `attend` uses, and the state of the row.
@@ -39,8 +40,8 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
 /// `mass = 0` switches the stop test off.
 #[kernel(
     block = 128,
-    // Without it ptxas aims at an occupancy of its own choice and spills to reach it.
-    min_blocks_per_sm = 2,
+    // What shared memory allows on sm_90. Without it ptxas aims at an occupancy of its own and spills.
+    min_blocks_per_sm = 3,
     dynamic_shared = shared_bytes(D),
     instances(T in [bf16, f16], D in [64, 128]),
     shape(head_dim, group),
@@ -113,8 +114,8 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
     unsafe {
         let (h, b) = (block_idx_x(), block_idx_y());
         let (tid, warp, lane) = (thread_idx_x() as usize, thread_idx_x() / 32, lane_id());
-        let row =
-            Row::new(arena, block_table, seqs, lens, b, h, Geometry { layer, layers, kv_heads, max_blocks });
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let row = cache.row(b, h);
         let head = (b * kv_heads + h) as usize;
         let heads = group as usize;
         let shared = dynamic_shared::<T>();
@@ -156,13 +157,23 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
         let mut count = *count.add(head);
         let mut topups = 0;
         while count < limit {
-            let mut satisfied = true;
+            let (mut satisfied, mut close) = (true, 0u32);
             let mut g = 0;
             while g < heads {
                 let (m, l) = state.ml(g);
-                let z = relative_mass(m, l, *peak.add(g));
-                satisfied &= enough(z, rest_mass(state.rest(g).read()), mass);
+                match verdict(relative_mass(m, l, *peak.add(g)), state.rest(g).read(), mass) {
+                    Some(enough) => satisfied &= enough,
+                    None => close |= 1 << g,
+                }
                 g += 1;
+            }
+            // All threads have seen the same, so they take these turns together.
+            while satisfied && close != 0 {
+                let g = close.trailing_zeros() as usize;
+                close &= close - 1;
+                let threshold = Threshold::new(*peak.add(g), state.rest(g).read(), mass);
+                let q = q.add((head * heads + g) * D);
+                satisfied = enough_exactly::<T, D>(&row, order, count, q, scale, threshold, shared.cast());
             }
             if satisfied {
                 break;
@@ -236,6 +247,58 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
             *read.add(2 * head) = count;
             *read.add(2 * head + 1) = topups;
         }
+    }
+}
+
+/// Whether the first `count` blocks of the plan hold the threshold's mass for the head with query `q`, in the
+/// arithmetic that has one result ([`crate::stop`]). A thread takes every 128th token. Rare, hence plain.
+///
+/// # Safety
+/// All threads of the CTA make this call; `sums` has a word for each warp that nobody uses.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn enough_exactly<T: KvElement, const D: usize>(
+    row: &Row<T>,
+    order: *const u32,
+    count: u32,
+    q: *const T,
+    scale: f32,
+    threshold: Threshold,
+    sums: SharedPtr<u64>,
+) -> bool {
+    unsafe {
+        let mut sum = 0;
+        let mut i = thread_idx_x();
+        while i < count * BLOCK as u32 {
+            let (block, token) = (*order.add(i as usize / BLOCK), i % BLOCK as u32);
+            if block * BLOCK as u32 + token < row.tokens {
+                let key = row.slot::<D>(block).add(key_offset(D, token as usize));
+                let mut score = 0.0f64;
+                let mut c = 0;
+                while c < D {
+                    let k = T::unpack8(*(key.add(c) as *const V4));
+                    let q = T::unpack8(*(q.add(c) as *const V4));
+                    cuda_std::unroll!(e < 8, max 8, {
+                        score = Threshold::add(score, q[e] * scale * LOG2_E, k[e]);
+                    });
+                    c += 8;
+                }
+                sum += threshold.share(score);
+            }
+            i += THREADS as u32;
+        }
+        let mut distance = 16;
+        while distance > 0 {
+            sum += warp_shuffle_xor(u32::MAX, sum, distance, 32).0;
+            distance /= 2;
+        }
+        sums.add(thread_idx_x() / 32).write(sum);
+        sync_threads();
+        let mut total = 0;
+        cuda_std::unroll!(w < WARPS, max 4, { total += sums.add(w as u32).read() });
+        // The next user of the memory comes behind this.
+        sync_threads();
+        total >= Threshold::ENOUGH
     }
 }
 

@@ -224,13 +224,6 @@ pub fn believed_mass(z: f32, rest: f32) -> f32 {
     if rest > 0.0 { z * reciprocal(z + rest) } else { 1.0 }
 }
 
-/// The stop rule for one head: exact mass `z` read, estimated mass `rest` left, both relative to the
-/// same peak. True where `z >= mass * (z + rest)`.
-#[inline(always)]
-pub fn enough(z: f32, rest: f32, mass: f32) -> bool {
-    z * (1.0 - mass) >= mass * rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,44 @@
 //! Trap: slots beyond the sequence's last block, and tokens beyond its length in that block, hold
 //! whatever was there before. Every reader compares with `tokens` first.
 
-use crate::layout::{blocks, slot_elements};
+use crate::layout::{BLOCKS_PER_GROUP, blocks, slot_elements};
+
+/// The cache and the batch, as the parameters of a kernel give them.
+#[derive(Clone, Copy)]
+pub struct Cache<T> {
+    /// T `[slots, 2, 16, head_dim]`.
+    pub arena: *const T,
+    /// u32 `[sequences, layers, kv_heads, max_blocks]`.
+    pub block_table: *const u32,
+    /// u32 `[batch]`: rows of the tables.
+    pub seqs: *const u32,
+    /// u32 `[batch]`: tokens.
+    pub lens: *const u32,
+    /// Layer of this launch.
+    pub layer: u32,
+    /// Layers of the cache.
+    pub layers: u32,
+    /// KV heads.
+    pub kv_heads: u32,
+    /// Width of a row of the block table.
+    pub max_blocks: u32,
+}
+
+impl<T> Cache<T> {
+    /// The row of batch entry `batch`, KV head `kv_head`.
+    ///
+    /// # Safety
+    /// `seqs` and `lens` hold at least `batch + 1` entries, and `block_table` the row they name.
+    #[inline(always)]
+    pub unsafe fn row(self, batch: u32, kv_head: u32) -> Row<T> {
+        // SAFETY: the caller's promise.
+        let (seq, tokens) = unsafe { (*self.seqs.add(batch as usize), *self.lens.add(batch as usize)) };
+        let index = ((seq * self.layers + self.layer) * self.kv_heads + kv_head) as usize;
+        // SAFETY: as above.
+        let slots = unsafe { self.block_table.add(index * self.max_blocks as usize) };
+        Row { arena: self.arena, slots, tokens, index, max_blocks: self.max_blocks }
+    }
+}
 
 /// A row of the paged cache.
 #[derive(Clone, Copy)]
@@ -13,33 +50,11 @@ pub struct Row<T> {
     /// Tokens of the sequence.
     pub tokens: u32,
     /// Index of the row among all (sequence, layer, KV head): the row of the mirror table too.
-    pub index: usize,
+    index: usize,
+    max_blocks: u32,
 }
 
 impl<T> Row<T> {
-    /// The row of batch entry `batch`, KV head `kv_head`.
-    ///
-    /// # Safety
-    /// `seqs` and `lens` hold at least `batch + 1` entries, and `block_table` the row they name.
-    #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    pub unsafe fn new(
-        arena: *const T,
-        block_table: *const u32,
-        seqs: *const u32,
-        lens: *const u32,
-        batch: u32,
-        kv_head: u32,
-        geometry: Geometry,
-    ) -> Row<T> {
-        // SAFETY: the caller's promise.
-        let (seq, tokens) = unsafe { (*seqs.add(batch as usize), *lens.add(batch as usize)) };
-        let index = ((seq * geometry.layers + geometry.layer) * geometry.kv_heads + kv_head) as usize;
-        // SAFETY: as above.
-        let slots = unsafe { block_table.add(index * geometry.max_blocks as usize) };
-        Row { arena, slots, tokens, index }
-    }
-
     /// Blocks in use.
     #[inline(always)]
     pub fn blocks(&self) -> u32 {
@@ -75,17 +90,24 @@ impl<T> Row<T> {
         // SAFETY: the caller's promise.
         unsafe { self.slot_at::<D>(self.slot_id(block)) }
     }
-}
 
-/// The scalars that place a layer in the cache.
-#[derive(Clone, Copy)]
-pub struct Geometry {
-    /// Layer of this launch.
-    pub layer: u32,
-    /// Layers of the cache.
-    pub layers: u32,
-    /// KV heads.
-    pub kv_heads: u32,
-    /// Width of a row of the block table.
-    pub max_blocks: u32,
+    /// The mirror page of a group of 64 tokens, in pages of `page_bytes`.
+    ///
+    /// # Safety
+    /// The group is full; `table` u32 `[sequences, layers, kv_heads, max_blocks / 4]` has a page for it.
+    #[inline(always)]
+    pub unsafe fn page(
+        &self,
+        mirror: *const u8,
+        table: *const u32,
+        group: u32,
+        page_bytes: usize,
+    ) -> *const u8 {
+        let width = self.max_blocks as usize / BLOCKS_PER_GROUP;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let id = *table.add(self.index * width + group as usize);
+            mirror.add(id as usize * page_bytes)
+        }
+    }
 }

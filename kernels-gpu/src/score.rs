@@ -19,11 +19,11 @@ use cuda_std::kernel;
 use {
     crate::layout::{box_offset, full_groups, key_offset, plane_row_bytes, step_offset},
     crate::numeric::{LOG2_E, Unit, exp2, finite_score, fma, log2},
-    crate::row::{Geometry, Row},
+    crate::row::{Cache, Row},
     cuda_std::ptx::{V4, dp2a_hi_s32_u32, dp2a_lo_s32_u32},
     cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, thread_idx_x},
-    cuda_std::warp::{lane_id, shfl_xor_f32, sync_warp},
+    cuda_std::warp::{group_max_f32, group_sum_f32, lane_id, sync_warp},
 };
 
 /// Warps of a CTA, each with a group of its own.
@@ -46,6 +46,8 @@ pub const fn grid_x(tokens: usize) -> usize {
 /// name a slot for every block and a page for every full group.
 #[kernel(
     block = 128,
+    // Without it ptxas aims at 8 CTAs at 64 dims and spills for sm_100 and sm_120.
+    min_blocks_per_sm = if D == 64 { 7 } else { 5 },
     dynamic_shared = shared_bytes(D),
     instances(T in [bf16, f16], D in [64, 128], P in [1, 2]),
     grid = (let quarters, kv_heads, let batch),
@@ -87,18 +89,14 @@ pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
     max_blocks: u32,
 ) {
     unsafe {
-        let geometry = Geometry { layer, layers, kv_heads, max_blocks };
-        let Some(task) =
-            Task::<T>::new::<D>(q, arena, block_table, seqs, lens, log_mass, scale, group, geometry)
-        else {
-            return;
-        };
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let Some(task) = Task::new::<D>(cache, q, log_mass, scale, group) else { return };
         if task.open() {
             task.score_exactly::<D>();
             return;
         }
         let lane = lane_id() as usize;
-        let page = task.page(mirror, mirror_table, max_blocks, plane_offset(D, P));
+        let page = task.row.page(mirror, mirror_table, task.group_index, plane_offset(D, P));
 
         // Codes of the lane's two tokens, zeros and steps of its channels: read once for all heads.
         let mut codes = [[[0u32; 8]; P]; 2]; // [token, plane, word]
@@ -133,11 +131,8 @@ pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
                 let magnitude = products[k].abs();
                 peak = if magnitude > peak { magnitude } else { peak };
             });
-            cuda_std::unroll!(s < 5, max 6, {
-                zero += shfl_xor_f32(zero, 16 >> s);
-                let other = shfl_xor_f32(peak, 16 >> s);
-                peak = if other > peak { other } else { peak };
-            });
+            zero = group_sum_f32::<32>(zero);
+            peak = group_max_f32::<32>(peak);
             let unit = Unit::of_peak(peak);
             cuda_std::unroll!(k < D / 32, max 4, {
                 weights.cast::<u16>().add((lane + 32 * k) as u32).write(unit.weight(products[k]) as u16);
@@ -215,18 +210,14 @@ pub unsafe fn score_box<T: KvElement, const D: usize>(
     max_blocks: u32,
 ) {
     unsafe {
-        let geometry = Geometry { layer, layers, kv_heads, max_blocks };
-        let Some(task) =
-            Task::<T>::new::<D>(q, arena, block_table, seqs, lens, log_mass, scale, group, geometry)
-        else {
-            return;
-        };
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let Some(task) = Task::new::<D>(cache, q, log_mass, scale, group) else { return };
         if task.open() {
             task.score_exactly::<D>();
             return;
         }
         // A lane takes one (query head, block of the group): 8 heads of 4 blocks fill the warp.
-        let page = task.page(mirror, mirror_table, max_blocks, MirrorKind::Box.page_bytes(D));
+        let page = task.row.page(mirror, mirror_table, task.group_index, MirrorKind::Box.page_bytes(D));
         let (g, block) = (lane_id() / BLOCKS_PER_GROUP as u32, lane_id() as usize % BLOCKS_PER_GROUP);
         if g < group {
             let bounds = page.add(box_offset(D, block)) as *const T;
@@ -263,34 +254,29 @@ struct Task<T> {
 impl<T: KvElement> Task<T> {
     /// None for a warp beyond the row's end.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     unsafe fn new<const D: usize>(
+        cache: Cache<T>,
         q: *const T,
-        arena: *const T,
-        block_table: *const u32,
-        seqs: *const u32,
-        lens: *const u32,
         log_mass: *mut f32,
         scale: f32,
         group: u32,
-        geometry: Geometry,
     ) -> Option<Self> {
         unsafe {
             let (h, b) = (block_idx_y(), block_idx_z());
-            let row = Row::new(arena, block_table, seqs, lens, b, h, geometry);
+            let row = cache.row(b, h);
             let group_index = block_idx_x() * WARPS as u32 + thread_idx_x() / 32;
             if group_index * QUANT_GROUP as u32 >= row.tokens {
                 return None;
             }
-            let head = ((b * geometry.kv_heads + h) * group) as usize;
+            let head = ((b * cache.kv_heads + h) * group) as usize;
             Some(Task {
                 row,
                 group_index,
                 queries: q.add(head * D),
-                log_mass: log_mass.add(head * geometry.max_blocks as usize),
+                log_mass: log_mass.add(head * cache.max_blocks as usize),
                 scale,
                 group,
-                max_blocks: geometry.max_blocks,
+                max_blocks: cache.max_blocks,
             })
         }
     }
@@ -299,21 +285,6 @@ impl<T: KvElement> Task<T> {
     #[inline(always)]
     fn open(&self) -> bool {
         self.group_index as usize >= full_groups(self.row.tokens as usize)
-    }
-
-    #[inline(always)]
-    unsafe fn page(
-        &self,
-        mirror: *const u8,
-        table: *const u32,
-        max_blocks: u32,
-        page_bytes: usize,
-    ) -> *const u8 {
-        unsafe {
-            let width = max_blocks as usize / BLOCKS_PER_GROUP;
-            let id = *table.add(self.row.index * width + self.group_index as usize);
-            mirror.add(id as usize * page_bytes)
-        }
     }
 
     /// This warp's shared memory: `D` words.
@@ -333,15 +304,8 @@ impl<T: KvElement> Task<T> {
     #[inline(always)]
     unsafe fn store_block(&self, g: u32, token: usize, score: f32) {
         unsafe {
-            let mut m = score;
-            cuda_std::unroll!(s < 4, max 4, {
-                let other = shfl_xor_f32(m, 8 >> s);
-                m = if other > m { other } else { m };
-            });
-            let mut sum = exp2(score - m);
-            cuda_std::unroll!(s < 4, max 4, {
-                sum += shfl_xor_f32(sum, 8 >> s);
-            });
+            let m = group_max_f32::<16>(score);
+            let sum = group_sum_f32::<16>(exp2(score - m));
             if token % BLOCK == 0 {
                 self.store(g, (token / BLOCK) as u32, m + log2(sum));
             }

@@ -345,7 +345,8 @@ fn a_plan_outlives_its_sequence_without_harm() {
 
 #[test]
 fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
-    let grammar = "use dense, top-k:F, top-p:M, progressive:M, quest:F or oracle:M";
+    let grammar =
+        "use dense, top-k:F, top-p:M, progressive:M, certified:E, quest:F, mean:F, cuboid:F or oracle:M";
     for (text, expected) in [
         ("", grammar),
         ("DENSE", grammar),
@@ -384,11 +385,11 @@ fn policy_and_mirror_texts_are_refused_with_the_text_and_what_would_do() {
         let error = text.parse::<Policy>().unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(&format!("policy {text:?}")), "{text:?}: {error}");
     }
-    for text in ["", "0", "3", "16", "4+4", "Box", "2 "] {
+    for text in ["", "0", "3", "16", "3+3", "Box", "2 "] {
         let error = text.parse::<Mirror>().unwrap_err().to_string();
         assert!(
             error.contains(&format!("mirror {text:?}"))
-                && error.contains("use 1, 2, 4, 8 (bits), 2+2 (nested), box"),
+                && error.contains("use 1, 2, 4, 8 (bits), 2+2 or 4+4 (nested)"),
             "{error}"
         );
     }

@@ -3,7 +3,7 @@
 //! same set, outputs are within the bound of each one's arithmetic.
 
 use psa::{Budget, Device, Dtype, Forced, Mirror, Policy, Shape};
-use psa_tests::{Arithmetic, Outcome, Workload, run, run_forced, step_bounds};
+use psa_tests::{Arithmetic, Outcome, Tensor, Workload, run, run_forced, step_bounds};
 
 fn shape(kv_heads: usize, group: usize, head_dim: usize, dtype: Dtype) -> Shape {
     Shape { layers: 1, q_heads: kv_heads * group, kv_heads, head_dim, dtype }
@@ -139,11 +139,34 @@ fn equal_keys_tie_alike() {
     // Every key the same: all masses are equal, so the order is by index alone.
     let mut workload = Workload::random(shape(1, 2, 64, Dtype::F16), &[512], 60);
     let s = &mut workload.sequences[0];
-    if let psa_tests::Tensor::F16(k) = &mut s.k {
-        let first: Vec<_> = k[..64].to_vec();
-        k.chunks_mut(64).for_each(|row| row.copy_from_slice(&first));
+    if let Tensor::F16(k) = &mut s.k {
+        repeat_first(k);
     }
     compare(&workload, Mirror::Bits2, Policy::TopK(Budget::Blocks(10)));
     let got = run(&Device::emulator(), &workload, Mirror::Bits2, Policy::TopK(Budget::Blocks(10))).unwrap();
     assert_eq!(got.selection[0][0], [0, 30, 31, 1, 2, 3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn exact_ties_with_the_target_are_decided_alike() {
+    // Every key the same: n of 32 blocks hold n / 32 of the mass, so a target of k / 32 is met exactly, and what
+    // decides is each device's rounding. 4 bits predict k blocks themselves.
+    for (seed, dtype) in [(61, Dtype::F16), (62, Dtype::Bf16), (63, Dtype::F16)] {
+        let mut workload = Workload::random(shape(1, 3, 64, dtype), &[512], seed);
+        let s = &mut workload.sequences[0];
+        match &mut s.k {
+            Tensor::F16(k) => repeat_first(k),
+            Tensor::Bf16(k) => repeat_first(k),
+        }
+        for k in [8, 12, 16, 20, 24, 28] {
+            for mirror in [Mirror::Bits2, Mirror::Bits4] {
+                compare(&workload, mirror, Policy::Progressive { mass: k as f32 / 32.0 });
+            }
+        }
+    }
+}
+
+fn repeat_first<T: Copy>(rows: &mut [T]) {
+    let first = rows[..64].to_vec();
+    rows.chunks_mut(64).for_each(|row| row.copy_from_slice(&first));
 }

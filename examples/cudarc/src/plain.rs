@@ -44,8 +44,9 @@ impl Sequence {
     }
 }
 
-/// Output of a query head over the tokens of `blocks`, and their share of the softmax mass of all tokens.
-pub fn attention(s: &Sequence, head: usize, blocks: &[u32]) -> (Vec<f64>, f64) {
+/// Output of a query head over the tokens of `blocks`, the logarithm of its softmax sum, and the share of those
+/// tokens in the softmax mass of all.
+pub fn attention(s: &Sequence, head: usize, blocks: &[u32]) -> (Vec<f64>, f64, f64) {
     let row = |x: &[bf16], t: usize| -> Vec<f64> {
         x[(t * KV_HEADS + head / GROUP) * HEAD_DIM..][..HEAD_DIM].iter().map(|x| x.to_f64()).collect()
     };
@@ -65,5 +66,5 @@ pub fn attention(s: &Sequence, head: usize, blocks: &[u32]) -> (Vec<f64>, f64) {
         }
     }
     out.iter_mut().for_each(|o| *o /= used);
-    (out, used / weights.iter().sum::<f64>())
+    (out, top + used.ln(), used / weights.iter().sum::<f64>())
 }

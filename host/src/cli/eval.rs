@@ -60,6 +60,7 @@ pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
     let options = ReplayOptions {
         device: device.clone(),
         forced: args.replay.forced(),
+        limits: args.replay.limits(),
         queries: args.replay.queries,
         keep: false,
     };

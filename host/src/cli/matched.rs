@@ -113,8 +113,13 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
             vec![[a.clone(), b.clone()], [b, a]]
         }
     };
-    let options =
-        ReplayOptions { device: device.clone(), forced: args.replay.forced(), queries: None, keep: false };
+    let options = ReplayOptions {
+        device: device.clone(),
+        forced: args.replay.forced(),
+        limits: args.replay.limits(),
+        queries: None,
+        keep: false,
+    };
 
     let mut results: Vec<Option<Folds>> = contenders.iter().map(|_| Some(Folds::default())).collect();
     let mut dense: Vec<Replay> = Vec::new();

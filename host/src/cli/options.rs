@@ -3,14 +3,14 @@
 use clap::Args;
 use kernels_gpu::layout::MAX_BLOCKS;
 use psa::eval::Entrant;
-use psa::{Forced, Mirror, Policy};
+use psa::{BlockLimits, Forced, Mirror, Policy};
 
 use super::Backend;
 
 /// How a cache is made and replayed.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
-    /// What blocks are ranked by: keys of 1, 2, 4 or 8 bits, 2+2 (nested), or box, mean, cuboid, mean-variance,
+    /// What blocks are ranked by: keys of 1, 2, 4 or 8 bits, 2+2 or 4+4 (nested), or box, mean, cuboid, mean-variance,
     /// representatives. Quest, mean and cuboid always use their own
     #[arg(long, value_name = "MIRROR", default_value = "2")]
     pub mirror: Mirror,
@@ -26,6 +26,12 @@ pub struct ReplayArgs {
     /// Last blocks of a sequence that are always read, besides the open quantisation group
     #[arg(long, value_name = "BLOCKS", default_value_t = Forced::default().recent, value_parser = parse_forced)]
     pub recent: u32,
+    /// Fewest blocks that a step reads, where there are as many
+    #[arg(long, value_name = "BLOCKS", default_value_t = 0, value_parser = parse_forced)]
+    pub min_blocks: u32,
+    /// Most blocks that a step reads, besides those that are always read; dense has no limit
+    #[arg(long, value_name = "BLOCKS", value_parser = parse_cap)]
+    pub max_blocks: Option<u32>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
@@ -47,6 +53,11 @@ impl ReplayArgs {
     /// Blocks that are always read.
     pub fn forced(&self) -> Forced {
         Forced { sink: self.sink, recent: self.recent }
+    }
+
+    /// Fewest and most blocks of a step.
+    pub fn limits(&self) -> BlockLimits {
+        BlockLimits { min: self.min_blocks, max: self.max_blocks.unwrap_or(u32::MAX) }
     }
 
     /// A policy with these options.
@@ -78,6 +89,14 @@ fn parse_forced(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(n) if n <= MAX_BLOCKS as u32 => Ok(n),
         _ => Err(format!("use 0 to {MAX_BLOCKS}, the blocks of the longest context")),
+    }
+}
+
+fn parse_cap(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one block".into()),
+        Ok(n) => Ok(n),
+        Err(_) => Err("not a number of blocks".into()),
     }
 }
 

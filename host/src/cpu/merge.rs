@@ -6,8 +6,10 @@ use super::isa::per_isa;
 use super::lanes::Lanes;
 use super::plan::{LogMass, Planned};
 use crate::certificate;
+use crate::reference::merge::enough_exactly;
 use kernels_gpu::layout::{MAX_GROUP, TOPUP_CHUNK};
-use kernels_gpu::numeric::{believed_mass, enough, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
+use kernels_gpu::numeric::{believed_mass, exp2, fixed_mass, fma, log2, relative_mass, rest_mass};
+use kernels_gpu::stop::{Threshold, verdict};
 
 /// When to stop.
 #[derive(Clone, Copy)]
@@ -58,7 +60,10 @@ pub(super) fn merge(
             let z = relative_mass(state.m[g], state.l[g], peak[g]);
             match certain(z, rest[g], g, count) {
                 Some(mass) => mass >= stop.mass as f64,
-                None => enough(z, rest_mass(rest[g]), stop.mass),
+                None => verdict(z, rest[g], stop.mass).unwrap_or_else(|| {
+                    let threshold = Threshold::new(peak[g], rest[g], stop.mass);
+                    enough_exactly(&step.view, &order[..count], &step.queries.scaled[g * d..][..d], threshold)
+                }),
             }
         });
         if satisfied {

@@ -168,7 +168,14 @@ impl Backend for Cpu {
                         let scores = score::Scores { log_mass, width, bounds: None };
                         *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
                         let log_mass = plan::LogMass { rows: log_mass, width, group };
-                        plan::plan(isa, log_mass, limits, Goal::of_target(step.target), step.budget[b], order)
+                        plan::plan(
+                            isa,
+                            log_mass,
+                            limits,
+                            Goal::of_target(step.target[h]),
+                            step.budget[b],
+                            order,
+                        )
                     }
                     Ranking::Bound => {
                         let bounds = Some((&mut **bound, &mut rounding[..]));
@@ -176,7 +183,7 @@ impl Backend for Cpu {
                         *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
                         let estimate = plan::LogMass { rows: log_mass, width, group };
                         let bound = plan::LogMass { rows: bound, width, group };
-                        let goal = Goal::Certain(step.target, estimate);
+                        let goal = Goal::Certain(step.target[h], estimate);
                         plan::plan(isa, bound, limits, goal, step.budget[b], order)
                     }
                     Ranking::TrueMass(mass) => {
@@ -198,7 +205,7 @@ impl Backend for Cpu {
                 let certain = step.ranking == Ranking::Bound;
                 let ranked: &[f32] = if certain { bound } else { log_mass };
                 let log_mass = plan::LogMass { rows: ranked, width, group };
-                let stop = merge::Stop { mass: step.mass, limit, rounding: certain.then_some(&rounding) };
+                let stop = merge::Stop { mass: step.mass[h], limit, rounding: certain.then_some(&rounding) };
                 merge::merge(
                     part,
                     &parts,

@@ -68,7 +68,8 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
             }
         }
     }
-    let nested = format.mirror == Mirror::Nested;
+    let fine_bits = format.mirror.fine_bits() as usize;
+    let nested = fine_bits > 0;
     let planes = bits.map_or(0, |bits| bits.div_ceil(2));
 
     for group in 0..pages {
@@ -76,7 +77,7 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
         match bits {
             Some(bits) => {
                 let page = Page { bytes: page, bits, tokens: format.group };
-                let used = if nested { 1 } else { planes };
+                let used = planes - fine_bits / 2;
                 let target = Target { first: group * per_page, width, only: None };
                 score_page::<L, D>(page, used, queries, &permuted, target, scores.log_mass);
             }
@@ -107,11 +108,11 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
     if nested {
         for (g, query) in queries.iter().enumerate() {
             let row = &scores.log_mass[g * width..][..view.blocks()];
-            let threshold = threshold(row);
+            let threshold = threshold(row, !bounds.is_empty());
             for group in 0..pages {
                 let doubt = match bounds.get(g * pages + group) {
                     Some(bound) => bound.slack,
-                    None => DOUBT * spread(&halves::<D>(view.page(group), step_offset(D)), query),
+                    None => DOUBT * spread(&halves::<D>(view.page(group), step_offset(D)), query, fine_bits),
                 };
                 for block in group * per_page..(group + 1) * per_page {
                     fine[block] |= matters(row[block], doubt, threshold);
@@ -122,7 +123,7 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
             let only = &fine[group * per_page..][..per_page];
             let wanted = only.iter().filter(|&&fine| fine).count();
             if wanted > 0 {
-                let page = Page { bytes: view.page(group), bits: 4, tokens: format.group };
+                let page = Page { bytes: view.page(group), bits: 2 * fine_bits, tokens: format.group };
                 let target = Target { first: group * per_page, width, only: Some(only) };
                 score_page::<L, D>(page, planes, queries, &permuted, target, scores.log_mass);
                 metadata += wanted * format.fine_bytes(D);
@@ -165,8 +166,8 @@ fn page_bound<const D: usize>(
     match mirror.bits() {
         Some(bits) => {
             let (zeros, steps) = (halves::<D>(page, 0), halves::<D>(page, step_offset(D)));
-            if mirror == Mirror::Nested {
-                nested_bound(&zeros, &steps, query)
+            if mirror.fine_bits() > 0 {
+                nested_bound(&zeros, &steps, query, bits as usize, mirror.fine_bits() as usize)
             } else {
                 bound(&zeros, &steps, query, bits as usize)
             }
@@ -279,7 +280,7 @@ fn score_page<L: Lanes, const D: usize>(
     for ((to, query), permuted) in heads.iter_mut().zip(queries).zip(permuted) {
         *to = head::<L, D>(query, permuted, &zeros, &steps);
     }
-    let coarse = used < page.bits.div_ceil(2);
+    let left = if used < page.bits.div_ceil(2) { page.bits - 2 * used } else { 0 };
     let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
     for chunk in 0..page.tokens.div_ceil(CHUNK) {
         let blocks = CHUNK.min(page.tokens) / BLOCK;
@@ -294,8 +295,8 @@ fn score_page<L: Lanes, const D: usize>(
             for (block, scores) in scores.iter_mut().enumerate().take(blocks) {
                 let dots = L::code_dots(&head.weights, &codes, block);
                 for (score, dot) in scores.iter_mut().zip(dots) {
-                    *score = if coarse {
-                        coarse_score(head.unit, head.zero, dot, head.all)
+                    *score = if left > 0 {
+                        coarse_score(head.unit, head.zero, dot, head.all, left)
                     } else {
                         head.unit.score(head.zero, dot)
                     };

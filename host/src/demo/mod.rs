@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use clap::Args;
 use psa::eval::{Field, ReplayOptions, Truth};
 use psa::traces::Traces;
-use psa::{Device, Forced};
+use psa::{BlockLimits, Device, Forced};
 
 use crate::cli::figure::Figure;
 use crate::cli::{CliError, Progress, Verdict, probe};
@@ -70,6 +70,7 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
         options: ReplayOptions {
             device: Device::cpu(),
             forced: Forced::default(),
+            limits: BlockLimits::default(),
             queries: None,
             keep: false,
         },

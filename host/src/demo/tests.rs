@@ -32,8 +32,13 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
     traces.cases.truncate(2);
     let truths: Vec<_> = traces.cases.iter().map(|c| Truth::of(c, traces.scale, None).unwrap()).collect();
     let pairs: Vec<_> = traces.cases.iter().zip(&truths).collect();
-    let options =
-        ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: Some(16), keep: false };
+    let options = ReplayOptions {
+        device: Device::cpu(),
+        forced: Forced::default(),
+        limits: Default::default(),
+        queries: Some(16),
+        keep: false,
+    };
     let field = Field { cases: pairs, scale: traces.scale, options };
     let contest = contest::run(&field, &Progress::new(false)).unwrap();
     for (quality, rows) in [(Quality::MissedP99, &contest.rows), (Quality::ErrorMean, &contest.by_output)] {
@@ -64,8 +69,13 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
 fn the_shipped_ptx_reads_the_blocks_that_the_cpu_reads() {
     let case = Traces::parse("bundled", TRACES, TRACES_JSON).unwrap().cases.remove(0);
     let truth = Truth::of(&case, 0.125, Some(2)).unwrap();
-    let options =
-        ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: None, keep: false };
+    let options = ReplayOptions {
+        device: Device::cpu(),
+        forced: Forced::default(),
+        limits: Default::default(),
+        queries: None,
+        keep: false,
+    };
     let field = Field { cases: vec![(&case, &truth)], scale: 0.125, options };
     let check = check::run(&field, &Progress::new(false));
     assert!(check.good(), "{check:?}");
@@ -77,8 +87,13 @@ fn the_shipped_ptx_reads_the_blocks_that_the_cpu_reads() {
 fn differences_in_blocks_or_outputs_are_bad() {
     let case = Traces::parse("bundled", TRACES, TRACES_JSON).unwrap().cases.remove(0);
     let truth = Truth::of(&case, 0.125, Some(2)).unwrap();
-    let options =
-        ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: Some(1), keep: true };
+    let options = ReplayOptions {
+        device: Device::cpu(),
+        forced: Forced::default(),
+        limits: Default::default(),
+        queries: Some(1),
+        keep: true,
+    };
     let entrant = Entrant::new("progressive:0.95".parse().unwrap(), Mirror::Bits2);
     let replays = evaluate(&[(&case, &truth)], 0.125, &[entrant], &options, &|_| ()).unwrap();
     let want = &replays[0][0];

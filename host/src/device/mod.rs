@@ -216,8 +216,8 @@ impl Kernels {
         let what = match step.ranking {
             Ranking::Identity => Step::Identity,
             _ => Step::Ranked {
-                target: step.target,
-                mass: step.mass,
+                target: step.target[0],
+                mass: step.mass[0],
                 sink: step.sink as usize,
                 recent: step.recent as usize,
             },
@@ -284,12 +284,16 @@ impl Backend for Kernels {
         step: &DecodeStep<'_>,
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error> {
-        let simple = step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
+        let same = step.target.windows(2).all(|w| w[0] == w[1]) && step.mass.windows(2).all(|w| w[0] == w[1]);
+        let simple = same && step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
         if !simple || !matches!(step.ranking, Ranking::Identity | Ranking::Mirror) {
             return Err(Error::Unsupported {
-                what: format!("a step by {:?} in units of {} blocks", step.ranking, step.unit),
+                what: format!(
+                    "a step by {:?} in units of {} blocks, at least {:?} blocks, masses {:?}",
+                    step.ranking, step.unit, step.floor, step.mass
+                ),
                 device: self.name.clone(),
-                supported: "plans by the mirror, single blocks, without a floor",
+                supported: "plans by the mirror, single blocks, without a floor, one mass for all KV heads",
             });
         }
         self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))

@@ -24,8 +24,13 @@ use kernels_gpu::numeric::{exp2, log2};
 ///
 /// Measured together with [`NEGLIGIBLE`] on the bundled traces, see docs/algorithm.md.
 pub const DOUBT: f32 = 1.0;
-/// Share of a head's mass below which a block's fine plane is not read.
-pub const NEGLIGIBLE: f32 = 2e-3;
+/// The fine plane of a block is not read where its share of a head's mass is below this, relative to the mean share, 1 /
+/// blocks: all of them together hold at most half of the mass, at any length. A fixed share that is right at 4K is
+/// too much at 32K.
+pub const NEGLIGIBLE: f32 = 0.5;
+/// The same where bounds are asked for: what is left at its coarse bound counts in full against the certificate, so
+/// that all such blocks together must stay below a twentieth.
+pub const NEGLIGIBLE_BOUND: f32 = 0.05;
 
 /// The keys of one group as a page is made from them.
 #[derive(Clone, Copy, Debug)]
@@ -103,7 +108,10 @@ pub fn estimator(format: MirrorFormat, shape: &Shape) -> Box<dyn Estimator> {
         Mirror::Bits2 => Box::new(planes::Planes::new(2, group, head_dim)),
         Mirror::Bits4 => Box::new(planes::Planes::new(4, group, head_dim)),
         Mirror::Bits8 => Box::new(planes::Planes::new(8, group, head_dim)),
-        Mirror::Nested => Box::new(planes::Nested(planes::Planes::new(4, group, head_dim))),
+        Mirror::Nested | Mirror::Nested8 => {
+            let fine = format.mirror.fine_bits() as usize;
+            Box::new(planes::Nested { planes: planes::Planes::new(2 * fine, group, head_dim), fine })
+        }
         Mirror::Box => Box::new(boxes::Boxes { head_dim, dtype }),
         Mirror::Mean => Box::new(summary::Mean { head_dim, dtype }),
         Mirror::Cuboid => Box::new(summary::Cuboid { head_dim, dtype }),

@@ -2,8 +2,8 @@
 //!
 //! Page: zero f16 `[head_dim]`, step f16 `[head_dim]`, then the codes. 2, 4 and 8 bits are planes of 2 bits, most
 //! significant first, each `[group, head_dim / 16]` u32 words ([`kernels_gpu::layout::code_shift`]); 1 bit is a plane
-//! `[group, head_dim / 32]` of words ([`bit_shift`]). [`Nested`] is the page of 4 bits, of which the first plane
-//! alone gives a coarse score: the code it leaves open counts as its middle, 1.5 steps.
+//! `[group, head_dim / 32]` of words ([`bit_shift`]). [`Nested`] is the page of 4 or 8 bits, of which the first
+//! half of the planes gives a coarse score: what it leaves open of a code counts as its middle, 1.5 or 7.5 steps.
 //!
 //! Trap: 1 bit has its two values in the middle of the halves of the range, the others have their first and last
 //! at its ends. Ends cost the 2-bit estimate accuracy, but err towards reading; see docs/algorithm.md.
@@ -147,54 +147,70 @@ impl Estimator for Planes {
     }
 }
 
-/// The page of 4 bits, read in two looks.
+/// A page read in two looks.
 #[derive(Clone, Copy, Debug)]
-pub struct Nested(pub Planes);
+pub struct Nested {
+    /// The page.
+    pub planes: Planes,
+    /// Bits that the second look adds.
+    pub fine: usize,
+}
 
 impl Estimator for Nested {
     fn write(&self, keys: Keys<'_>, page: &mut [u8]) {
-        self.0.write(keys, page);
+        self.planes.write(keys, page);
     }
 
     fn masses(&self, page: &[u8], query: &[f32], out: &mut [f32]) {
-        let w = self.0.weights(page, query);
-        let all: i32 = w.weights.iter().sum();
+        let w = self.planes.weights(page, query);
+        let (all, coarse): (i32, usize) = (w.weights.iter().sum(), (self.planes.bits - self.fine) / 2);
         for (block, out) in out.iter_mut().enumerate() {
             let scores = (block * BLOCK..(block + 1) * BLOCK).map(|t| {
-                let products =
-                    w.weights.iter().enumerate().map(|(c, weight)| weight * self.0.code(page, 1, t, c));
-                coarse_score(w.unit, w.zero, products.sum(), all)
+                let products = w
+                    .weights
+                    .iter()
+                    .enumerate()
+                    .map(|(c, weight)| weight * self.planes.code(page, coarse, t, c));
+                coarse_score(w.unit, w.zero, products.sum(), all, self.fine)
             });
             *out = block_mass(&scores.collect::<Vec<_>>());
         }
     }
 
     fn spread(&self, page: &[u8], query: &[f32]) -> f32 {
-        let d = self.0.head_dim;
-        spread(&halves(&page[step_offset(d)..], d), query)
+        let d = self.planes.head_dim;
+        spread(&halves(&page[step_offset(d)..], d), query, self.fine)
     }
 
     fn fine_mass(&self, page: &[u8], query: &[f32], block: usize) -> Option<f32> {
-        Some(self.0.block(page, &self.0.weights(page, query), block))
+        Some(self.planes.block(page, &self.planes.weights(page, query), block))
     }
 
     fn bound(&self, page: &[u8], query: &[f32]) -> Bound {
-        let d = self.0.head_dim;
-        nested_bound(&halves(page, d), &halves(&page[step_offset(d)..], d), query)
+        let d = self.planes.head_dim;
+        nested_bound(
+            &halves(page, d),
+            &halves(&page[step_offset(d)..], d),
+            query,
+            self.planes.bits,
+            self.fine,
+        )
     }
 }
 
-/// The score of a key of which the coarse plane is known: `dot` = sum of weight times coarse code, `all` = sum of
-/// the weights. In half units, so that the middle of the open code, 1.5, is an integer.
+/// The score of a key of which all but the last `fine` bits are known: `dot` = sum of weight times coarse code, `all` =
+/// sum of the weights. In half units, so that the middle of what is open, `(2^fine - 1) / 2`, is an integer; at most
+/// 2^5 * 15 * 2^14 * 128 < 2^30 of them.
 #[inline(always)]
-pub fn coarse_score(unit: Unit, zero: f32, dot: i32, all: i32) -> f32 {
-    finite_score(fma(0.5 * unit.unit, (8 * dot + 3 * all) as f32, zero))
+pub fn coarse_score(unit: Unit, zero: f32, dot: i32, all: i32, fine: usize) -> f32 {
+    let halves = dot.wrapping_mul(2 << fine).wrapping_add(all.wrapping_mul((1 << fine) - 1));
+    finite_score(fma(0.5 * unit.unit, halves as f32, zero))
 }
 
-/// Standard deviation of a coarse score: of 16 equally likely codes of one step each around the four coarse ones,
-/// steps^2 * 16 / 12 a channel.
+/// Standard deviation of a coarse score: a coarse step is `2^fine` steps wide, and a value anywhere in it is off by
+/// `2^fine / sqrt(12)` steps on average.
 #[inline(always)]
-pub fn spread(steps: &[f32], query: &[f32]) -> f32 {
+pub fn spread(steps: &[f32], query: &[f32], fine: usize) -> f32 {
     let mut lanes = [0.0f32; 32];
     for (steps, query) in steps.chunks_exact(32).zip(query.chunks_exact(32)) {
         for l in 0..32 {
@@ -204,7 +220,7 @@ pub fn spread(steps: &[f32], query: &[f32]) -> f32 {
     }
     let sum = tree_sum(lanes);
     // The square root by the functions that every backend has.
-    1.154_700_5 * exp2(0.5 * log2(if sum < 1e30 { sum } else { 1e30 }))
+    0.288_675_13 * (1 << fine) as f32 * exp2(0.5 * log2(if sum < 1e30 { sum } else { 1e30 }))
 }
 
 /// What the zeros and steps of a page allow.
@@ -219,11 +235,12 @@ pub fn bound(zeros: &[f32], steps: &[f32], query: &[f32], bits: usize) -> Bound 
     Bound { slack: slack.0, fine_slack: slack.0, rounding: slack.1 }
 }
 
-/// As [`bound`] for 4 bits, with and without the fine plane: without it a code is up to 1.5 off.
+/// As [`bound`], with and without the last `fine` bits: without them a code is up to `(2^fine - 1) / 2` off.
 #[inline(always)]
-pub fn nested_bound(zeros: &[f32], steps: &[f32], query: &[f32]) -> Bound {
-    let coarse = slack(zeros, steps, query, 15.0, 1.5);
-    let fine = slack(zeros, steps, query, 15.0, 0.0);
+pub fn nested_bound(zeros: &[f32], steps: &[f32], query: &[f32], bits: usize, fine: usize) -> Bound {
+    let top = ((1 << bits) - 1) as f32;
+    let coarse = slack(zeros, steps, query, top, 0.5 * ((1 << fine) - 1) as f32);
+    let fine = slack(zeros, steps, query, top, 0.0);
     Bound { slack: coarse.0, fine_slack: fine.0, rounding: fine.1 }
 }
 

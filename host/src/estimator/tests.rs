@@ -167,9 +167,16 @@ fn no_block_has_more_mass_than_its_bound_whatever_the_keys() {
     let mut finite = 0u64;
     for case in 0..cases() {
         let dtype = [Dtype::F16, Dtype::Bf16][random.bits() as usize % 2];
-        let bounding =
-            [Mirror::Bits1, Mirror::Bits2, Mirror::Bits4, Mirror::Bits8, Mirror::Nested, Mirror::Box];
-        let mirror = bounding[random.bits() as usize % 6];
+        let bounding = [
+            Mirror::Bits1,
+            Mirror::Bits2,
+            Mirror::Bits4,
+            Mirror::Bits8,
+            Mirror::Nested,
+            Mirror::Nested8,
+            Mirror::Box,
+        ];
+        let mirror = bounding[random.bits() as usize % bounding.len()];
         let group = crate::QUANT_GROUPS[random.bits() as usize % 2];
         let d = [64, 128][random.bits() as usize % 2];
         let tokens = 1 + random.bits() as usize % 160;

@@ -350,8 +350,13 @@ mod tests {
         let traces = synthetic(Kind::Drift, geometry, 3).unwrap();
         let truths: Vec<Truth> =
             traces.cases.iter().map(|case| Truth::of(case, traces.scale, None).unwrap()).collect();
-        let options =
-            ReplayOptions { device: Device::cpu(), forced: Forced::default(), queries: None, keep: false };
+        let options = ReplayOptions {
+            device: Device::cpu(),
+            forced: Forced::default(),
+            limits: Default::default(),
+            queries: None,
+            keep: false,
+        };
         body(&Field { cases: traces.cases.iter().zip(&truths).collect(), scale: traces.scale, options })
     }
 

@@ -12,7 +12,8 @@ use rayon::prelude::*;
 use super::Truth;
 use crate::traces::{Case, Elements};
 use crate::{
-    CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, Forced, KvCache, Mirror, Policy, Shape,
+    BlockLimits, CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, Forced, KvCache, Mirror, Policy,
+    Shape,
 };
 
 /// A policy, and what it ranks by.
@@ -50,6 +51,8 @@ pub struct ReplayOptions {
     pub device: Device,
     /// Blocks that are always read.
     pub forced: Forced,
+    /// Fewest and most blocks of a step.
+    pub limits: BlockLimits,
     /// The last so many queries of each case; all of them where `None`.
     pub queries: Option<usize>,
     /// Keep [`Step::selection`] and [`Step::out`].
@@ -265,6 +268,7 @@ impl<'a> Run<'a> {
             DecodePlan::new(&cache, &[sequence], policy)
                 .and_then(|plan| plan.with_scale(scale))
                 .map(DecodePlan::with_record)
+                .and_then(|mut plan| plan.set_block_limits(&[options.limits]).map(|()| plan))
                 .map_err(|source| failed(policy.to_string(), source))
         });
         let plans = plans.collect::<Result<_, _>>()?;

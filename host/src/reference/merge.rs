@@ -7,8 +7,9 @@ use super::attend::{HeadSum, attend};
 use super::plan::Plan;
 use crate::certificate;
 use crate::store::HeadView;
-use kernels_gpu::layout::TOPUP_CHUNK;
-use kernels_gpu::numeric::{MASS_BITS, fixed_mass};
+use kernels_gpu::layout::{BLOCK, TOPUP_CHUNK};
+use kernels_gpu::numeric::{LOG2_E, MASS_BITS, fixed_mass};
+use kernels_gpu::stop::{Threshold, verdict};
 
 /// When to stop.
 #[derive(Clone, Copy, Debug)]
@@ -51,10 +52,31 @@ fn masses(sum: &HeadSum, peak: f32, rest: u64) -> (f64, f64) {
     (z, rest as f64 / (1u64 << MASS_BITS) as f64)
 }
 
-/// Tops up what was read by the plan, and finishes. queries: `[group, head_dim]`, log2 domain; log_mass:
-/// `[group][blocks]`, what the plan was made from.
+/// Whether the blocks hold the threshold's mass for a head, in the arithmetic that has one result
+/// (`kernels_gpu::stop`). scaled: `[head_dim]`, `(q * scale) * LOG2_E` in f32.
+pub(crate) fn enough_exactly(
+    view: &HeadView<'_>,
+    blocks: &[u32],
+    scaled: &[f32],
+    threshold: Threshold,
+) -> bool {
+    let tokens = blocks.iter().flat_map(|&b| {
+        let b = b as usize;
+        b * BLOCK..b * BLOCK + view.tokens_of_block(b)
+    });
+    let shares = tokens.map(|t| {
+        let score = view.key_values(t).zip(scaled).fold(0.0, |score, (k, &q)| Threshold::add(score, q, k));
+        threshold.share(score)
+    });
+    shares.sum::<u64>() >= Threshold::ENOUGH
+}
+
+/// Tops up what was read by the plan, and finishes. q: `[group, head_dim]`, as given; queries: the same in the
+/// log2 domain; log_mass: `[group][blocks]`, what the plan was made from.
+#[allow(clippy::too_many_arguments)]
 pub fn merge(
     view: &HeadView<'_>,
+    (q, scale): (&[f32], f32),
     queries: &[f64],
     head_dim: usize,
     plan: &Plan,
@@ -74,8 +96,13 @@ pub fn merge(
         let enough = (0..read.len()).all(|g| match certain(&read[g], g, rest[g], count) {
             Some(mass) => mass >= stop.mass as f64,
             None => {
-                let (z, rest) = masses(&read[g], plan.peak[g], rest[g]);
-                z * (1.0 - stop.mass as f64) >= stop.mass as f64 * rest
+                let (z, _) = masses(&read[g], plan.peak[g], rest[g]);
+                verdict(z as f32, rest[g], stop.mass).unwrap_or_else(|| {
+                    let scaled: Vec<f32> =
+                        q[g * head_dim..][..head_dim].iter().map(|q| q * scale * LOG2_E).collect();
+                    let threshold = Threshold::new(plan.peak[g], rest[g], stop.mass);
+                    enough_exactly(view, &plan.order[..count], &scaled, threshold)
+                })
             }
         });
         if enough {

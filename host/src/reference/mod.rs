@@ -85,14 +85,14 @@ impl Backend for Reference {
                     Ranking::Mirror => {
                         let scored = scored(false);
                         metadata = scored.metadata;
-                        let goal = Goal::of_target(step.target);
+                        let goal = Goal::of_target(step.target[h]);
                         let plan = plan::plan(&scored.log_mass, limits, goal, step.budget[b]);
                         (scored.log_mass, plan)
                     }
                     Ranking::Bound => {
                         let scored = scored(true);
                         metadata = scored.metadata;
-                        let goal = Goal::Certain(step.target, &scored.log_mass);
+                        let goal = Goal::Certain(step.target[h], &scored.log_mass);
                         let plan = plan::plan(&scored.bound, limits, goal, step.budget[b]);
                         rounding = Some(scored.rounding);
                         (scored.bound, plan)
@@ -105,11 +105,11 @@ impl Backend for Reference {
                 let queries = attend::scaled_queries(q, step.scale);
                 let read = attend::attend(&view, &plan.order[..plan.count], &queries, d);
                 let stop = Stop {
-                    mass: step.mass,
+                    mass: step.mass[h],
                     limit: (step.budget[b] as usize).min(view.blocks()),
                     rounding: rounding.as_deref(),
                 };
-                let merged = merge::merge(&view, &queries, d, &plan, &log_mass, read, stop);
+                let merged = merge::merge(&view, (q, step.scale), &queries, d, &plan, &log_mass, read, stop);
 
                 for (g, head) in merged.heads.iter().enumerate() {
                     let out = &mut result.out[(row * group + g) * d..][..d];

@@ -2,10 +2,12 @@
 //! group. Defined bit by bit: the order of every addition here and in [`crate::estimator`] is part of the definition.
 //!
 //! Where the estimator has a second look, a block gets it if for any head its first estimate, raised by
-//! [`DOUBT`] standard deviations (or, where a bound is asked for, by its bound), exceeds [`NEGLIGIBLE`] of the
-//! head's total.
+//! [`DOUBT`] standard deviations (or, where a bound is asked for, by its bound), exceeds [`NEGLIGIBLE`] (or
+//! [`NEGLIGIBLE_BOUND`]) of the head's mean.
 
-use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, NEGLIGIBLE, ROUNDING, block_mass, upper};
+use crate::estimator::{
+    Bound, DOUBT, Estimator, FUNCTIONS, NEGLIGIBLE, NEGLIGIBLE_BOUND, ROUNDING, block_mass, upper,
+};
 use crate::store::HeadView;
 use kernels_gpu::layout::BLOCK;
 use kernels_gpu::numeric::{LOG2_E, MASS_BITS, finite_score, fixed_mass, fma, log2};
@@ -40,7 +42,7 @@ pub fn score(view: &HeadView<'_>, estimator: &dyn Estimator, q: &[f32], scale: f
     let mut fine = vec![false; blocks];
     if format.fine_bytes(d) > 0 {
         for (g, query) in queries.iter().enumerate() {
-            let threshold = threshold(&log_mass[g]);
+            let threshold = threshold(&log_mass[g], bounds);
             for group in 0..view.full_groups() {
                 let doubt = match page_bounds.get(g) {
                     Some(bounds) => bounds[group].slack,
@@ -67,11 +69,13 @@ pub fn score(view: &HeadView<'_>, estimator: &dyn Estimator, q: &[f32], scale: f
     Scored { log_mass, bound, rounding, metadata }
 }
 
-/// log2 mass beyond which a block's second look matters: [`NEGLIGIBLE`] of the head's total.
-pub fn threshold(log_mass: &[f32]) -> f32 {
+/// log2 mass beyond which a block's second look matters: [`NEGLIGIBLE`] (or
+/// [`NEGLIGIBLE_BOUND`]) of the mean.
+pub fn threshold(log_mass: &[f32], bounds: bool) -> f32 {
     let peak = log_mass.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
     let total: u64 = log_mass.iter().map(|&x| fixed_mass(x, peak) as u64).sum();
-    peak + log2(total as f32 * (NEGLIGIBLE / (1u32 << MASS_BITS) as f32))
+    let share = if bounds { NEGLIGIBLE_BOUND } else { NEGLIGIBLE } / log_mass.len() as f32;
+    peak + log2(total as f32 * (share / (1u32 << MASS_BITS) as f32))
 }
 
 /// True where a block of this estimate may be worth a second look. NaN says yes.

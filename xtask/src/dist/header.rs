@@ -81,11 +81,13 @@ fn family(text: &mut String, name: &str, kernels: &[&Kernel]) -> Result<()> {
             first.name, other.name
         )));
     }
-    let _ = writeln!(
-        text,
-        "/* {name}: {} */",
-        kernels.iter().map(|k| k.name.as_str()).collect::<Vec<_>>().join(", ")
-    );
+    let names: Vec<&str> = kernels.iter().map(|kernel| kernel.name.as_str()).collect();
+    let grid: Vec<&str> = first.grid.iter().map(|rule| rule.text.as_str()).collect();
+    let _ = writeln!(text, "/*\n * {name}: {}\n * grid: {}", names.join(", "), grid.join(", "));
+    for requirement in &first.requires {
+        let _ = writeln!(text, " * needs {}", requirement.text);
+    }
+    text.push_str(" */\n");
     let _ = writeln!(text, "typedef struct psa_{name}_params {{");
     for param in &first.params {
         let element = element(&param.ty, kernels);
@@ -222,6 +224,15 @@ mod tests {
                 at += found.unwrap_or_else(|| panic!("{}: {} is not in its place", kernel.name, param.name));
             }
         }
+    }
+
+    #[test]
+    fn the_contract_stands_above_the_structure() {
+        let text = header(&manifest(), "").expect("one structure a family");
+        let start = text.find(" * merge: ").expect("the family");
+        let comment = &text[start..start + text[start..].find("typedef").expect("a structure")];
+        assert!(comment.contains(" * grid: kv_heads, batch, 1\n"), "{comment}");
+        assert!(comment.contains(" * needs q.len() >= batch * kv_heads * group * D\n"), "{comment}");
     }
 
     #[test]

@@ -47,13 +47,8 @@ pub fn dist(workspace: &Workspace, options: &Options) -> Result<()> {
         ("manifest.json".to_owned(), text.into_bytes()),
         ("psa_kernels.h".to_owned(), header::header(&manifest, &layout)?.into_bytes()),
     ];
-    for (name, source) in [
-        ("LICENSE-MIT", "LICENSE-MIT"),
-        ("LICENSE-APACHE", "LICENSE-APACHE"),
-        ("docs/reuse.md", "docs/reuse.md"),
-        ("docs/kernels.md", "docs/kernels.md"),
-    ] {
-        files.push((name.to_owned(), read(&root.join(source))?.into_bytes()));
+    for name in ["LICENSE-MIT", "LICENSE-APACHE", "docs/reuse.md", "docs/kernels.md", "docs/manifest.md"] {
+        files.push((name.to_owned(), read(&root.join(name))?.into_bytes()));
     }
     let cubins = if options.without_cubins {
         "left out (--without-cubins)".to_owned()

@@ -6,7 +6,13 @@ use crate::traces::tests::synthetic;
 use crate::traces::{Case, Elements, Traces};
 
 fn options(device: Device) -> ReplayOptions {
-    ReplayOptions { device, forced: Forced::default(), queries: None, keep: false }
+    ReplayOptions {
+        device,
+        forced: Forced::default(),
+        limits: BlockLimits::default(),
+        queries: None,
+        keep: false,
+    }
 }
 
 fn bundled() -> Traces {
