@@ -202,10 +202,10 @@ impl<T> From<InOut<T>> for Out<T> {
 
 /// What the buffers of kernels hold: any plain type.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be an element of a kernel's buffer: it is not Copy",
-    label = "not Copy",
-    note = "a device gets bytes, not ownership: use bf16, f16, f32, f64, an integer, or a `#[repr(C)]` struct of \
-            them that is Copy; of a Vec, Box or String upload the elements and pass `*const T`"
+    message = "`{Self}` cannot be an element of a kernel's buffer, because it is not Copy: a device gets bytes, not \
+               ownership. Derive Copy for a plain `#[repr(C)]` struct; of what owns memory (Vec, Box, String) upload the \
+               elements and pass `*const T` of them",
+    label = "not Copy"
 )]
 pub trait BufferElement {}
 

@@ -288,7 +288,10 @@ pub const fn checked_block(block: [u32; 3]) -> [u32; 3] {
 #[must_use]
 pub const fn checked_align(align: u64, element: usize) -> u32 {
     assert!(align.is_power_of_two() && align <= 256, "an alignment is a power of two up to 256 bytes");
-    assert!(align >= element as u64, "an alignment is at least that of the element");
+    assert!(
+        align >= element as u64,
+        "an alignment in align(..) is at least that of the element; leave it out for that one"
+    );
     align as u32
 }
 

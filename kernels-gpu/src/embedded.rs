@@ -20,6 +20,7 @@ pub fn families() -> Vec<&'static Family> {
         &crate::attend::attend::FAMILY,
         &crate::merge::merge::FAMILY,
         &crate::gather::gather::FAMILY,
+        &crate::histogram::histogram::FAMILY,
     ]
 }
 

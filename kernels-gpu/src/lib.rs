@@ -30,6 +30,7 @@ pub mod stream;
 pub mod append;
 pub mod attend;
 pub mod gather;
+pub mod histogram;
 pub mod merge;
 pub mod plan;
 pub mod score;

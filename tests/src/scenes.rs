@@ -8,10 +8,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use kernels_gpu::layout::BLOCK;
+use half::{bf16, f16};
+use kernels_gpu::layout::{BLOCK, MAX_SPLITS, slot_elements};
 use psa::driver::{Driver, DriverError};
 use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, KvCache, Mirror, Policy, Shape};
-use psa_codegen::{DevicePtr as In, DevicePtrMut as Out, Launch};
+use psa_codegen::{DeviceLimits, Launch, LaunchError, Region, SpecType};
 use ptx_emulator::{
     Arg, Device as Machine, DevicePtr, Error as PtxError, LaunchConfig, Module, Options, Report,
 };
@@ -89,10 +90,10 @@ impl Recorder {
         }
     }
 
-    fn put<T: bytemuck::Pod>(&mut self, data: &[T], what: &str) -> Result<u64, DriverError> {
-        let address = self.alloc(size_of_val(data), what)?;
-        self.upload(address, bytemuck::cast_slice(data))?;
-        Ok(address)
+    fn put<T: bytemuck::Pod>(&mut self, data: &[T], what: &str) -> Result<Region, DriverError> {
+        let region = self.region(size_of_val(data), what)?;
+        self.upload(region.address(), bytemuck::cast_slice(data))?;
+        Ok(region)
     }
 }
 
@@ -124,6 +125,10 @@ impl Driver for Recorder {
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         let bytes = data.len();
         self.machine.copy_from(DevicePtr(address), data).map_err(memory("download", address, bytes))
+    }
+
+    fn limits(&self) -> DeviceLimits {
+        DeviceLimits::of_sm(self.machine.options().sm)
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
@@ -252,9 +257,9 @@ pub fn record_gather(module: &Module) -> Result<Vec<Scene>, DriverError> {
         let mut r = Recorder::new(&format!("gather on {ctas} CTAs"), module, &scenes);
         let source: Vec<u8> = (0..4 * slot).map(|i| (i * 7 + i / 251) as u8).collect();
         let args = kernels_gpu::gather::gather::Args {
-            source: In::from_raw(r.put(&source, "source")?),
-            target: Out::from_raw(r.alloc(4 * slot, "target")?),
-            pairs: In::from_raw(r.put(&[3u32, 0, 0, 2, 1, 3], "pairs")?),
+            source: r.put(&source, "source")?.input(),
+            target: r.region(4 * slot, "target")?.in_out(),
+            pairs: r.put(&[3u32, 0, 0, 2, 1, 3], "pairs")?.input(),
             count: 3,
             slot_bytes: slot as u32,
         };
@@ -280,13 +285,13 @@ pub fn record_plan(module: &Module, rows: &[usize], target: u32) -> Result<Vec<S
     let budget: Vec<u32> = rows.iter().map(|&n| n as u32 * 3 / 4).collect();
     let n = rows.len();
     let args = kernels_gpu::plan::plan::Args {
-        log_mass: In::from_raw(r.put(&log_mass, "log_mass")?),
-        lens: In::from_raw(r.put(&lens, "lens")?),
-        budget: In::from_raw(r.put(&budget, "budget")?),
-        order: Out::from_raw(r.alloc(4 * n * width, "order")?),
-        count: Out::from_raw(r.alloc(4 * n, "count")?),
-        peak: Out::from_raw(r.alloc(4 * n * GROUP, "peak")?),
-        rest: Out::from_raw(r.alloc(8 * n * GROUP, "rest")?),
+        log_mass: r.put(&log_mass, "log_mass")?.input(),
+        lens: r.put(&lens, "lens")?.input(),
+        budget: r.put(&budget, "budget")?.input(),
+        order: r.region(4 * n * width, "order")?.output(),
+        count: r.region(4 * n, "count")?.output(),
+        peak: r.region(4 * n * GROUP, "peak")?.output(),
+        rest: r.region(8 * n * GROUP, "rest")?.output(),
         target,
         sink: 1,
         recent: 2,
@@ -301,8 +306,78 @@ pub fn record_plan(module: &Module, rows: &[usize], target: u32) -> Result<Vec<S
     Ok(std::mem::take(&mut *scenes))
 }
 
-fn no_instance(e: psa_codegen::NoSuchInstance) -> DriverError {
+fn no_instance(e: LaunchError) -> DriverError {
     DriverError::Launch { launch: "a kernel".into(), detail: e.to_string() }
+}
+
+/// The first CTA of `attend` over a context longer than the host's limit: 33 pages and more a warp, so that it
+/// turns to a second batch of 32 pages, fills its ring again and again, and meets the incomplete page late. The
+/// other 63 splits are not launched, and the blocks share eight slots.
+///
+/// # Errors
+/// [`DriverError`], a finding of a checker included.
+pub fn record_long_attend<T: SpecType + bytemuck::Pod>(
+    module: &Module,
+    element: impl Fn(f32) -> T,
+    head_dim: usize,
+    group: usize,
+) -> Result<Vec<Scene>, DriverError> {
+    use kernels_gpu::attend::attend;
+    const SLOTS: usize = 8;
+    // The first split's warps take the ranks 0, 64, 128 and 192 and every 256th after them.
+    const BLOCKS: usize = 32 * 256 + 132;
+    let scenes = Arc::new(Mutex::new(Vec::new()));
+    let step = format!("one split of {BLOCKS} blocks, d{head_dim} group {group}");
+    let mut r = Recorder::new(&step, module, &scenes);
+    let mut rng = Rng(head_dim as u64);
+    let mut random = |n: usize| -> Vec<T> { (0..n).map(|_| element(rng.normal())).collect() };
+    let table: Vec<u32> = (0..BLOCKS as u32).map(|b| b * 5 % SLOTS as u32).collect();
+    let mut order: Vec<u32> = (0..BLOCKS as u32).collect();
+    order.swap(32 * 256, BLOCKS - 1);
+    let args = attend::Args {
+        q: r.put(&random(group * head_dim), "q")?.input(),
+        arena: r.put(&random(SLOTS * slot_elements(head_dim)), "arena")?.input(),
+        block_table: r.put(&table, "block_table")?.input(),
+        seqs: r.put(&[0u32], "seqs")?.input(),
+        lens: r.put(&[(BLOCKS * BLOCK) as u32 - 5], "lens")?.input(),
+        order: r.put(&order, "order")?.input(),
+        count: r.put(&[BLOCKS as u32], "count")?.input(),
+        partial: r.region(4 * MAX_SPLITS * group * head_dim, "partial")?.output(),
+        partial_ml: r.region(8 * MAX_SPLITS * group, "partial_ml")?.output(),
+        scale: (head_dim as f32).sqrt().recip(),
+        layer: 0,
+        layers: 1,
+        kv_heads: 1,
+        group: group as u32,
+        max_blocks: BLOCKS as u32,
+        max_splits: MAX_SPLITS as u32,
+    };
+    r.launch(&attend::launch::<T>(head_dim, [1, 1, 1], args).map_err(no_instance)?)?;
+    let mut scenes = scenes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(std::mem::take(&mut *scenes))
+}
+
+/// `histogram` of two heads: one whole round and a part of one.
+///
+/// # Errors
+/// [`DriverError`], a finding of a checker included.
+pub fn record_histogram(module: &Module) -> Result<Vec<Scene>, DriverError> {
+    use kernels_gpu::histogram::{BINS, histogram};
+    const BLOCKS: usize = 40;
+    let scenes = Arc::new(Mutex::new(Vec::new()));
+    let mut r = Recorder::new(&format!("histogram of {BLOCKS} blocks"), module, &scenes);
+    let masses: Vec<f32> = (0..2 * BLOCKS).map(|i| -0.5 * i as f32).collect();
+    let args = histogram::Args {
+        log_mass: r.put(&masses, "log_mass")?.input(),
+        peak: r.put(&[0.0f32, -20.0], "peak")?.input(),
+        lens: r.put(&[(BLOCKS * BLOCK) as u32 - 3], "lens")?.input(),
+        counts: r.region(4 * 2 * BINS, "counts")?.output(),
+        heads: 2,
+        max_blocks: BLOCKS as u32,
+    };
+    r.launch(&histogram::launch([2, 1, 1], args).map_err(no_instance)?)?;
+    let mut scenes = scenes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Ok(std::mem::take(&mut *scenes))
 }
 
 /// Why the scenes could not be recorded.
@@ -351,6 +426,9 @@ pub fn steps(extent: Extent) -> Vec<Step> {
     // The estimate of two bits is far off where scores are large, so the prediction falls short.
     let short = Policy::Progressive { mass: 0.97 };
     let merge = ["merge_"].as_slice();
+    // Queries of zeros: every block has the same mass. 4 bits predict 24 of 32 blocks, which hold the target to the
+    // bit, so that merge decides in exact arithmetic.
+    let tie = Policy::Progressive { mass: 0.75 };
     let mut steps = vec![
         step(shape(Bf16, 64, 2, 3), &[83, 1], Mirror::Bits4, progressive, 1.0),
         step(shape(Bf16, 64, 1, 4), &[700, 150], Mirror::Bits4, progressive, 2.5),
@@ -363,6 +441,8 @@ pub fn steps(extent: Extent) -> Vec<Step> {
         step(shape(F16, 128, 2, 1), &[500, 290], Mirror::Bits2, short, 3.5),
         step(shape(F16, 128, 1, 1), &[290], Mirror::Bits2, Policy::TopK(Fraction(0.4)), 1.0),
         step(shape(F16, 128, 1, 1), &every_fill, Mirror::Bits2, Policy::Dense, 1.0),
+        Step { only: merge, ..step(shape(Bf16, 64, 1, 3), &[512, 80], Mirror::Bits4, tie, 0.0) },
+        Step { only: merge, ..step(shape(F16, 128, 1, 1), &[512, 80], Mirror::Bits4, tie, 0.0) },
     ];
     if extent == Extent::Every {
         for dtype in [Bf16, F16] {
@@ -388,9 +468,12 @@ pub fn steps(extent: Extent) -> Vec<Step> {
 /// [`SceneError`]: the unchanged kernels fail.
 pub fn record(module: &Module, extent: Extent) -> Result<Vec<Scene>, SceneError> {
     let mut scenes = record_gather(module)?;
-    let half = 1 << 29;
+    let half = 1 << (kernels_gpu::numeric::TARGET_BITS - 1);
     scenes.extend(record_plan(module, &[300, 1], half)?);
     scenes.extend(record_plan(module, &[40], 0)?);
+    scenes.extend(record_histogram(module)?);
+    scenes.extend(record_long_attend(module, bf16::from_f32, 64, 3)?);
+    scenes.extend(record_long_attend(module, f16::from_f32, 128, 1)?);
     if extent == Extent::Every {
         scenes.extend(record_plan(module, &[600], half)?);
         scenes.extend(record_plan(module, &[2100], half)?);

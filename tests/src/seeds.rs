@@ -21,13 +21,14 @@ pub struct Difference {
 }
 
 /// Runs every scene under the seeds `1 ..= seeds`, on `threads` threads. Every tenth seed runs twice, for the
-/// report. `progress` gets the number of seeds done.
+/// report. `progress` gets the number of seeds done, `differs` every difference when it is found.
 pub fn compare(
     module: &Module,
     scenes: &[Scene],
     seeds: u64,
     threads: usize,
     progress: &(dyn Fn(u64) + Sync),
+    differs: &(dyn Fn(&Difference) + Sync),
 ) -> Vec<Difference> {
     let (next, done) = (AtomicU64::new(1), AtomicU64::new(0));
     let found = Mutex::new(Vec::new());
@@ -40,15 +41,16 @@ pub fn compare(
                         return;
                     }
                     for scene in scenes {
-                        if let Some(what) = under(module, scene, seed)
-                            && let Ok(mut found) = found.lock()
-                        {
-                            found.push(Difference {
-                                kernel: scene.kernel().to_owned(),
-                                step: scene.step.clone(),
-                                seed,
-                                what,
-                            });
+                        let Some(what) = under(module, scene, seed) else { continue };
+                        let difference = Difference {
+                            kernel: scene.kernel().to_owned(),
+                            step: scene.step.clone(),
+                            seed,
+                            what,
+                        };
+                        differs(&difference);
+                        if let Ok(mut found) = found.lock() {
+                            found.push(difference);
                         }
                     }
                     progress(1 + done.fetch_add(1, Ordering::Relaxed));

@@ -18,7 +18,7 @@ fn every_kernel_leaves_the_same_bytes_under_every_seed() {
         assert!(scenes.iter().any(|s| s.kernel().starts_with(stage)), "{stage}");
     }
     let seeds = if std::env::var_os("PSA_QUICK").is_some() { 10 } else { 30 };
-    let found = compare(&module, &scenes, seeds, threads(), &|_| {});
+    let found = compare(&module, &scenes, seeds, threads(), &|_| {}, &|_| {});
     assert!(found.is_empty(), "{found:#?}");
 }
 
@@ -29,6 +29,6 @@ fn a_kernel_without_its_barriers_is_seen() {
     let (module, damaged) = (Module::parse(kernels_gpu::PTX).unwrap(), Module::parse(&text).unwrap());
     let mut scenes = scenes::record(&module, Extent::Representative).unwrap();
     scenes.retain(|s| s.kernel() == "plan_n512");
-    let found = compare(&damaged, &scenes, 3, threads(), &|_| {});
+    let found = compare(&damaged, &scenes, 3, threads(), &|_| {}, &|_| {});
     assert!(!found.is_empty() && found.iter().all(|d| d.kernel == "plan_n512"), "{found:?}");
 }

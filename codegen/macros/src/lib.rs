@@ -29,6 +29,15 @@ use proc_macro::TokenStream;
 /// | `min_sm` | lowest compute capability, as 80 for 8.0; default 80 |
 /// | `instances(T in [..], D in [..])` | the cartesian product of these values, the last generic fastest; given several times: the union |
 ///
+/// | `grid` | blocks along x, y, z: `(EXPRESSION, let name, _)`; exactly so many, any number under a name, any number. Axes left out are 1; without the key nothing is said |
+/// | `out(a, b)` | `*mut` parameters whose old contents do not matter; other `*mut` ones are read and written |
+/// | `align(a = 16)` | alignment of a buffer beyond its element's, in bytes |
+/// | `may_overlap(a, b)` | buffers that may share memory although one is written; no others may |
+/// | `requires(LEFT <= RIGHT, ..)` | what must hold of a launch: scalars `u32` and `u64`, `x.len()`, `x.max()` (largest value, where the host knows it), names of the grid, constants; `+ - * / %`, `min`, `max`, `div_ceil` |
+/// | `shape(a, b)` | sizes of a request; default: the const generics in lower case, which must be equal |
+/// | `feasible(LEFT <= RIGHT => "why", ..)` | what must hold of a request for an instance to serve it |
+/// | `prefer(least EXPRESSION => "why")` | which of several feasible instances is taken; or `most` |
+///
 /// Every expression may mention the function's generics and is evaluated once per instance.
 ///
 /// An entry is named after the function, then per generic in declaration order the lower-case type
@@ -37,7 +46,9 @@ use proc_macro::TokenStream;
 /// On the device (`target_arch = "nvptx64"`) the function itself stays callable (`#[inline(always)]`),
 /// and each entry starts with the marker that `psa_codegen::finish` turns into launch bounds. On the
 /// host the body is not compiled; in place of the function stands a module of its name with
-/// `INSTANCES`, `instance(..)`, `Args` and `launch(..)`.
+/// `FAMILY`, `INSTANCES`, `Args`, and three ways to a launch: `select(shape, device, hint)` and
+/// `launch` on the choice, `launch(..)` for exactly these generics, `Instance::<..>::launch(..)` where they are
+/// known at compile time. Each checks the contract.
 ///
 /// Parameters are raw pointers and `u32 i32 u64 i64 f32 f64`. A kernel crate's root needs
 /// `#![cfg_attr(target_arch = "nvptx64", no_std, feature(abi_ptx, asm_experimental_arch))]`.

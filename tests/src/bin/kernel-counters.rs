@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use psa::driver::{Driver, DriverError};
 use psa::{Device, Dtype, Mirror, Policy, Shape};
-use psa_codegen::{DeviceLimits, Launch, RawLaunch};
+use psa_codegen::{DeviceLimits, Launch, RawLaunch, Region};
 use psa_tests::{Workload, run};
 use ptx_emulator::{Arg, Checks, Counters, DevicePtr, LaunchConfig, Module, Options};
 
@@ -142,6 +142,28 @@ fn gather(driver: &mut Counting) -> Result<(), DriverError> {
     driver.launch(&launch)
 }
 
+/// The histogram of two heads of 40 blocks, since no step makes one.
+fn histogram(driver: &mut Counting) -> Result<(), DriverError> {
+    use kernels_gpu::histogram::{BINS, histogram};
+    let mut put = |bytes: &[u8], what: &str| -> Result<Region, DriverError> {
+        let region = driver.region(bytes.len(), what)?;
+        driver.upload(region.address(), bytes)?;
+        Ok(region)
+    };
+    let masses: Vec<u8> = (0..80).flat_map(|i| (-0.5 * i as f32).to_le_bytes()).collect();
+    let args = histogram::Args {
+        log_mass: put(&masses, "log_mass")?.input(),
+        peak: put(&[0; 8], "peak")?.input(),
+        lens: put(&640u32.to_le_bytes(), "lens")?.input(),
+        counts: put(&[0; 8 * BINS], "counts")?.output(),
+        heads: 2,
+        max_blocks: 40,
+    };
+    let launch = histogram::launch([2, 1, 1], args)
+        .map_err(|e| DriverError::Launch { launch: "histogram".into(), detail: e.to_string() })?;
+    driver.launch(&launch)
+}
+
 fn count() -> Result<BTreeMap<&'static str, Counters>, String> {
     let record = Record::default();
     let device = {
@@ -154,7 +176,7 @@ fn count() -> Result<BTreeMap<&'static str, Counters>, String> {
         run(&device, &workload, mirror, policy).map_err(|e| e.to_string())?;
     }
     Counting::new(Arc::clone(&record))
-        .and_then(|mut driver| gather(&mut driver))
+        .and_then(|mut driver| gather(&mut driver).and_then(|()| histogram(&mut driver)))
         .map_err(|e| e.to_string())?;
     let record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let missing: Vec<&str> =

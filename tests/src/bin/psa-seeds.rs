@@ -59,12 +59,15 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
     let threads = cli.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let started = Instant::now();
     let last = Mutex::new(Instant::now());
-    let found = seeds::compare(&module, &scenes, cli.seeds, threads, &|done| {
+    let progress = |done| {
         let Ok(mut last) = last.lock() else { return };
         if last.elapsed() >= Duration::from_secs(5) || done == cli.seeds {
             *last = Instant::now();
             eprintln!("seeds: {done} of {}, {:.0} s", cli.seeds, started.elapsed().as_secs_f64());
         }
+    };
+    let found = seeds::compare(&module, &scenes, cli.seeds, threads, &progress, &|d| {
+        println!("{} under seed {} ({}): {}", d.kernel, d.seed, d.step, d.what);
     });
     let kernels: std::collections::BTreeSet<_> = scenes.iter().map(|s| s.kernel()).collect();
     println!(
@@ -74,8 +77,5 @@ fn run(cli: &Cli) -> Result<ExitCode, String> {
         cli.seeds,
         found.len()
     );
-    for d in found.iter().take(20) {
-        println!("  {} under seed {} ({}): {}", d.kernel, d.seed, d.step, d.what);
-    }
     Ok(ExitCode::from(u8::from(!found.is_empty())))
 }

@@ -32,15 +32,14 @@ pub struct Score {
 }
 
 impl Score {
-    /// Share reported by checkers, in percent of the mutants that load and are executed.
+    /// Share reported by checkers, in percent of all mutants that load; one that no scene executes is not reported.
     pub fn reported_percent(&self) -> f64 {
-        100.0 * self.reported as f64 / (self.mutants - self.refused - self.unreached).max(1) as f64
+        100.0 * self.reported as f64 / (self.mutants - self.refused).max(1) as f64
     }
 
-    /// Share reported or wrong, in percent of the mutants that load and are executed.
+    /// Share reported or wrong, in percent of the same.
     pub fn noticed_percent(&self) -> f64 {
-        100.0 * (self.reported + self.wrong) as f64
-            / (self.mutants - self.refused - self.unreached).max(1) as f64
+        100.0 * (self.reported + self.wrong) as f64 / (self.mutants - self.refused).max(1) as f64
     }
 }
 
@@ -221,8 +220,8 @@ schedules, otherwise under one.
 classes other than synchronisation a mutant ends at whichever comes first.
 * *noticed*: reported or wrong bytes.
 * *survived*: neither. Each is named below. Of synchronisation, each has a reason, or the run fails.
-* *not executed*: of those that survived, the ones whose instruction no scene executes. They are left out of the \
-percentages, not of the list.
+* *not executed*: of those that survived, the ones whose instruction no scene executes. They count as not reported.
+* *%*: of all mutants.
 * *unexplained*: survivors without a reason yet.
 
 What is changed: *synchronisation*: barriers, waits, fences deleted or weakened, orders and scopes of atomics \

@@ -1,6 +1,7 @@
 //! Kernels launched one by one: `gather`, which no step launches, and every instance of `plan` over rows of
 //! made-up masses, where ties, infinities and full rows are more common than in a step.
 
+use kernels_gpu::histogram::{BINS, bin, histogram};
 use kernels_gpu::{gather, plan};
 use psa::driver::{Driver, DriverError};
 use psa::reference::plan::{Goal, Limits, plan as reference_plan};
@@ -19,6 +20,7 @@ pub struct Case {
 
 enum What {
     Gather { ctas: u32, slots: usize, slot_bytes: usize },
+    Histogram { heads: usize, blocks: usize },
     Plan { capacity: usize, tokens: Vec<usize>, group: usize, target: f32, budget: u32, seed: u64 },
 }
 
@@ -31,6 +33,10 @@ pub fn all(options: &Options<'_>) -> Vec<Case> {
             let what = What::Gather { ctas, slots: 10, slot_bytes };
             cases.push(Case { name: format!("gather of {slot_bytes}-byte slots on {ctas} CTAs"), what });
         }
+    }
+    for (heads, blocks) in [(1, 1), (3, 33), (32, 2048)] {
+        let what = What::Histogram { heads, blocks };
+        cases.push(Case { name: format!("histogram of {heads} heads of {blocks} blocks"), what });
     }
     for capacity in [512usize, 2048, 8192] {
         let all = 16 * capacity;
@@ -61,6 +67,7 @@ impl Case {
             What::Gather { ctas, slots, slot_bytes } => {
                 run_gather(driver, &mut held, *ctas, *slots, *slot_bytes)
             }
+            What::Histogram { heads, blocks } => run_histogram(driver, &mut held, *heads, *blocks),
             What::Plan { capacity, tokens, group, target, budget, seed } => {
                 let masses = Masses { tokens, group: *group, seed: *seed };
                 run_plan(driver, &mut held, *capacity, &masses, *target, *budget)
@@ -112,6 +119,34 @@ fn run_gather(
     match want.iter().zip(&got).position(|(a, b)| a != b) {
         None => Ok(0.0),
         Some(at) => Err(format!("slot {} differs at byte {}", at / slot_bytes, at % slot_bytes)),
+    }
+}
+
+fn run_histogram(driver: &mut dyn Driver, held: &mut Vec<Region>, heads: usize, blocks: usize) -> Verdict {
+    let mut rng = Rng(blocks as u64);
+    let masses: Vec<f32> = (0..heads * blocks).map(|_| -8.0 + 8.0 * rng.normal()).collect();
+    let mut put = |data: &[u8], what: &str| -> Result<Region, String> {
+        let region = upload(driver, data, what).map_err(text)?;
+        held.push(region);
+        Ok(region)
+    };
+    let args = histogram::Args {
+        log_mass: put(bytemuck::cast_slice(&masses), "log_mass")?.input(),
+        peak: put(bytemuck::cast_slice(&vec![4.0f32; heads]), "peak")?.input(),
+        lens: put(bytemuck::bytes_of(&(16 * blocks as u32)), "lens")?.input(),
+        counts: put(&vec![0xff; 4 * heads * BINS], "counts")?.output(),
+        heads: heads as u32,
+        max_blocks: blocks as u32,
+    };
+    driver.launch(&histogram::launch([heads as u32, 1, 1], args).map_err(text)?).map_err(text)?;
+    let got: Vec<u32> = download(driver, args.counts.region(), heads * BINS).map_err(text)?;
+    let mut want = vec![0u32; heads * BINS];
+    for (i, &mass) in masses.iter().enumerate() {
+        want[i / blocks * BINS + bin(4.0, mass) as usize] += 1;
+    }
+    match want.iter().zip(&got).position(|(a, b)| a != b) {
+        None => Ok(0.0),
+        Some(at) => Err(format!("head {}, bin {}: {} for {}", at / BINS, at % BINS, got[at], want[at])),
     }
 }
 
