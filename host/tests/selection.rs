@@ -235,6 +235,11 @@ fn floors_and_caps_hold_and_are_checked() {
     plan.set_block_limits(&[BlockLimits { min: 9, max: 60 }; 2]).unwrap();
     let error = plan.attend(&mut cache, 0, batch.queries(&[0, 1]).rows(), &mut out).unwrap_err();
     assert!(error.to_string().contains("without a floor"), "{error}");
+    // Dense reads everything: a floor says nothing, and is no reason to refuse.
+    let mut plan = DecodePlan::new(&cache, &sequences, Policy::Dense).unwrap();
+    plan.set_block_limits(&[BlockLimits { min: 9, max: 60 }; 2]).unwrap();
+    plan.attend(&mut cache, 0, batch.queries(&[0, 1]).rows(), &mut out).unwrap();
+    assert_eq!(plan.report().blocks_read(), plan.report().blocks_total());
 }
 
 #[test]

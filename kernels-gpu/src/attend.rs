@@ -29,8 +29,8 @@ pub const WARPS: usize = 4;
 /// Threads of a CTA.
 pub const THREADS: usize = 32 * WARPS;
 
-/// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128).
-/// Three CTAs fit an SM from sm_80 (164 KiB: two) to sm_90 (228 KiB), with 96 KiB in flight there.
+/// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128). A CTA
+/// takes 64 KiB, so an SM holds three on sm_90 and sm_100, two on sm_80, one on sm_86, 89 and 120.
 pub const fn warp_bytes(head_dim: usize) -> usize {
     stages(head_dim) * slot_elements(head_dim) * 2
 }

@@ -2,6 +2,10 @@
 //! [`mod@append`], [`mod@score`], [`mod@plan`], [`mod@attend`], [`mod@merge`]; [`mod@gather`] stands beside
 //! the road.
 //!
+//! [`mod@stop`] is the rule by which merge stops. On the device the kernels share `row` (the paged cache), `pages`
+//! (a plan as a warp meets it), `softmax`, `stream` (a warp over its pages, on tensor cores) and `parts` (warps and
+//! splits combined): they know of attention, and stand on `cuda_std::tile` and `cuda_std::pipeline`, which do not.
+//!
 //! Built for `nvptx64`, this crate is the PTX in `ptx/psa_kernels.ptx` (`cargo xtask build-ptx`). Built
 //! for the host, it is what others need to use that PTX: the text itself ([`PTX`]), a descriptor and a
 //! typed launcher for every kernel, and the layouts and arithmetic both sides share ([`layout`],

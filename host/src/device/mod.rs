@@ -286,7 +286,13 @@ impl Backend for Kernels {
     ) -> Result<(), Error> {
         let same = step.target.windows(2).all(|w| w[0] == w[1]) && step.mass.windows(2).all(|w| w[0] == w[1]);
         let simple = same && step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
-        if !simple || !matches!(step.ranking, Ranking::Identity | Ranking::Mirror) {
+        let known = match step.ranking {
+            // Everything is read: no floor, unit or mass matters.
+            Ranking::Identity => true,
+            Ranking::Mirror => simple,
+            Ranking::Bound | Ranking::TrueMass(_) => false,
+        };
+        if !known {
             return Err(Error::Unsupported {
                 what: format!(
                     "a step by {:?} in units of {} blocks, at least {:?} blocks, masses {:?}",
