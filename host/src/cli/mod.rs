@@ -5,15 +5,18 @@
 
 mod backend;
 mod bench_report;
+mod calibration;
 mod error;
 mod eval;
 pub mod figure;
 mod info;
+mod lengths;
 mod matched;
 mod options;
 mod progress;
 mod record;
 pub mod table;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -59,6 +62,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// What every policy reads at the same quality: tuned on one half of the cases, compared on the other
     Match(matched::MatchArgs),
+    /// What policies read by the length of the context; table and picture
+    Lengths(lengths::LengthsArgs),
     /// Make a psa-traces-v1 file from a q/k/v dump, a generator, or a shorter recording
     Record(record::RecordArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
@@ -73,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Match(args) => matched::run(&args),
+        Command::Lengths(args) => lengths::run(&args),
         Command::Record(args) => record::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use psa::Dtype;
-use psa::traces::{DumpOptions, Geometry, Kind, Layout, TraceError, Traces, extend, from_dump, synthetic};
+use psa::traces::{
+    DumpOptions, Geometry, Kind, Layout, TraceError, Traces, cut, extend, from_dump, synthetic,
+};
 
 use super::{CliError, Progress, Table, Verdict};
 
 /// Options of `psa record`.
 #[derive(Args)]
 #[command(
-    group(clap::ArgGroup::new("source").required(true).args(["from", "synthetic", "extend"])),
+    group(clap::ArgGroup::new("source").required(true).args(["from", "synthetic", "extend", "cut"])),
     after_help = "Examples:\n  psa record --from dump.safetensors --to traces.safetensors\n  psa record --from dump.safetensors \
     --layout nhd --scale 0.125 --queries 16 --to traces.safetensors\n  psa record --synthetic needle --tokens 16384 --to \
     needle.safetensors\n  psa record --extend tests/data/traces.safetensors --tokens 32768 --to long.safetensors\n\n\
@@ -31,6 +33,9 @@ pub struct RecordArgs {
     /// A psa-traces-v1 file whose contexts are made longer, with its statistics
     #[arg(long, value_name = "FILE")]
     extend: Option<PathBuf>,
+    /// A psa-traces-v1 file whose contexts are cut to their first and last tokens
+    #[arg(long, value_name = "FILE")]
+    cut: Option<PathBuf>,
     /// The file to write; its JSON comes beside it
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
@@ -46,7 +51,7 @@ pub struct RecordArgs {
     /// Queries to keep, the last ones
     #[arg(long, value_name = "N", default_value_t = 64)]
     queries: usize,
-    /// Tokens of each case, for --synthetic and --extend
+    /// Tokens of each case, for --synthetic, --extend and --cut
     #[arg(long, value_name = "N", default_value_t = 4096)]
     tokens: usize,
     /// Cases to generate
@@ -166,6 +171,9 @@ fn make(args: &RecordArgs) -> Result<Traces, TraceError> {
     }
     if let Some(file) = &args.extend {
         return extend(&Traces::load(file)?, args.tokens, args.seed);
+    }
+    if let Some(file) = &args.cut {
+        return cut(&Traces::load(file)?, args.tokens);
     }
     let file = args.from.as_deref().unwrap_or(std::path::Path::new(""));
     let name = file.display().to_string();

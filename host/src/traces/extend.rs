@@ -58,6 +58,40 @@ pub fn extend(traces: &Traces, tokens: usize, seed: u64) -> Result<Traces, Trace
     Ok(Traces { origin, scale: traces.scale, cases })
 }
 
+/// All cases with contexts of `tokens` tokens, no more than recorded: the sink and the last tokens. A
+/// context shorter than two sinks has none. Queries beyond the tokens are left out.
+///
+/// # Errors
+/// [`TraceError::Extend`] for more tokens than recorded, or none.
+pub fn cut(traces: &Traces, tokens: usize) -> Result<Traces, TraceError> {
+    let cut_case = |case: &Case| {
+        if tokens == 0 || tokens > case.context {
+            let (case, context) = (case.name.clone(), case.context);
+            return Err(TraceError::Extend { case, context, tokens, shortest: 1 });
+        }
+        let case = case.part(case.queries - case.queries.min(tokens)..case.queries);
+        let d = case.head_dim;
+        let sink = if tokens >= 2 * SINK { SINK } else { 0 };
+        let kept = |x: &Elements| {
+            let mut rows = x.to_f64(0..sink * d);
+            rows.extend(x.to_f64((case.context - tokens + sink) * d..case.context * d));
+            elements(&rows, dtype_of(x))
+        };
+        let (k, v) = (kept(&case.k), kept(&case.v));
+        let Case { name, label, head_dim, group, q, .. } = case;
+        Ok(answer(Parts { name, label, head_dim, group, q, k, v }, traces.scale))
+    };
+    let cases = traces.cases.iter().map(cut_case).collect::<Result<_, _>>()?;
+    Ok(Traces { origin: format!("{}, cut to {tokens} tokens", traces.origin), scale: traces.scale, cases })
+}
+
+fn dtype_of(elements: &Elements) -> Dtype {
+    match elements {
+        Elements::F16(_) => Dtype::F16,
+        Elements::Bf16(_) => Dtype::Bf16,
+    }
+}
+
 fn extended(case: &Case, scale: f32, tokens: usize, rng: &mut ChaCha8Rng) -> Case {
     let (d, context) = (case.head_dim, case.context);
     let [q, keys, values] = [&case.q, &case.k, &case.v].map(|x| x.to_f64(0..x.len()));
@@ -99,10 +133,7 @@ fn extended(case: &Case, scale: f32, tokens: usize, rng: &mut ChaCha8Rng) -> Cas
     k.extend_from_slice(&keys[SINK * d..]);
     v.extend_from_slice(&values[SINK * d..]);
 
-    let dtype = match case.k {
-        Elements::F16(_) => Dtype::F16,
-        Elements::Bf16(_) => Dtype::Bf16,
-    };
+    let dtype = dtype_of(&case.k);
     let parts = Parts {
         name: case.name.clone(),
         label: format!("{}, extended {context} to {tokens}", case.label),
@@ -231,6 +262,25 @@ mod tests {
         let recorded: Vec<u32> = (0..4).chain(68..128).collect();
         let older = truth.missed(3, 0, &recorded);
         assert!((0.42..0.52).contains(&older), "{older}");
+    }
+
+    #[test]
+    fn cut_contexts_keep_the_sink_and_the_last_tokens() {
+        let whole = bundle();
+        for (tokens, sink) in [(600, 64), (200, 64), (100, 0), (2, 0)] {
+            let short = cut(&whole, tokens).unwrap();
+            let (short, whole) = (&short.cases[0], &whole.cases[0]);
+            assert_eq!((short.context, short.queries), (tokens, tokens.min(3)));
+            assert_eq!(short.k.to_f64(0..sink * 64), whole.k.to_f64(0..sink * 64));
+            assert_eq!(
+                short.k.to_f64(sink * 64..tokens * 64),
+                whole.k.to_f64((600 - tokens + sink) * 64..600 * 64)
+            );
+            Truth::of(short, 0.125, None).unwrap();
+        }
+        // Nothing cut off, nothing changed.
+        assert_eq!(cut(&whole, 600).unwrap().cases, whole.cases);
+        assert!(cut(&whole, 0).is_err() && cut(&whole, 601).is_err());
     }
 
     #[test]

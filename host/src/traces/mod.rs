@@ -24,7 +24,7 @@ use crate::Rows;
 
 pub use dump::{DumpOptions, Layout, from_dump};
 pub use error::TraceError;
-pub use extend::extend;
+pub use extend::{cut, extend};
 pub use synthetic::{Geometry, Kind, synthetic};
 pub use write::write;
 
