@@ -97,8 +97,7 @@ fn first<'a>(scenes: &'a [Scene], kernel: &str) -> &'a Scene {
 
 /// A measured ratio against its pin.
 fn judge(worse: &mut Vec<String>, what: String, have: f64, pin: f64) {
-    // Written so that a NaN is worse.
-    if !(have <= pin + SLACK) {
+    if have.is_nan() || have > pin + SLACK {
         worse.push(format!("{what}: {have:.2}, pinned {pin:.2}"));
     } else if have < pin - 0.01 {
         println!("better: {what}: {have:.2}, pinned {pin:.2}; tighten the pin");
