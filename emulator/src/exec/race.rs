@@ -10,13 +10,10 @@
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::order::Me;
-use super::paged::Paged;
 use super::{Cta, Machine};
 use crate::inst::Access;
-use crate::memory::Memory;
 use crate::report::{Class, Place, Side};
 use crate::types::Space;
-use std::cell::UnsafeCell;
 
 /// Time of a `cp.async` that was not waited for: ordered with nothing.
 pub(super) const IN_FLIGHT: u32 = u32::MAX;
@@ -24,8 +21,6 @@ pub(super) const IN_FLIGHT: u32 = u32::MAX;
 pub(super) const SEVERAL: u32 = 32;
 /// Most CTAs that are told apart.
 pub(super) const CTAS: u32 = (1 << 23) - 1;
-/// Cells of a page of global memory.
-const PAGE: usize = 1024;
 
 /// One access; `who` is 0 for nobody, else warp + 32 * CTA + 1.
 #[derive(Clone, Copy)]
@@ -158,37 +153,6 @@ pub(super) struct Cell {
 }
 
 pub(super) const FRESH: Cell = Cell { writers: [NOBODY; 2], readers: [NOBODY; 2] };
-
-/// A page of cells; see `Pages`.
-struct Page(Box<[UnsafeCell<Cell>]>);
-
-// SAFETY: a cell is reached only by the thread that has its word for itself (`Pages::cells`).
-unsafe impl Sync for Page {}
-
-/// Cells of global memory: by allocation, then by page, made at the first touch.
-pub(super) struct Pages(Paged<Page, { 4 * PAGE }>);
-
-impl Pages {
-    pub fn new(mem: &Memory) -> Pages {
-        Pages(Paged::new(mem))
-    }
-
-    /// The cells of `total` bytes at `offset` of allocation `i`, which lie in one page as all aligned
-    /// accesses do.
-    ///
-    /// # Safety
-    /// Between threads, the caller must have the words for itself; and it must drop the result before
-    /// it asks again.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn cells(&self, i: usize, size: u64, offset: usize, total: usize) -> &mut [Cell] {
-        let make = || Page((0..PAGE).map(|_| UnsafeCell::new(FRESH)).collect());
-        let (cells, at) = (self.0.get(i, size, offset, make), offset / 4 % PAGE);
-        let end = (at + (offset % 4 + total).div_ceil(4)).min(PAGE);
-        let cells = &cells.0[at..end];
-        // SAFETY: in bounds and initialised; nobody else has a reference to any of them, says the caller.
-        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
-    }
-}
 
 /// The part of an access in each of its words: bytes of the access, offset of the first.
 fn words(offset: usize, total: usize) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {

@@ -57,7 +57,7 @@ impl Calibration {
         let y = axis("truly missed (share of the mass)");
         let mut series: Vec<Series> = vec![Series {
             name: "believed = true".to_owned(),
-            color: PALETTE[6].to_owned(),
+            color: PALETTE[PALETTE.len() - 1].to_owned(),
             marker: Marker::Diamond,
             line: true,
             points: vec![(x.min, x.min), (x.max, x.max)],
