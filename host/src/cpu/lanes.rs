@@ -55,6 +55,10 @@ pub(crate) trait Lanes: Copy {
         unreachable!("only where PACKED says so")
     }
 
+    /// Asks for memory that will be read soon. Changes nothing.
+    #[inline(always)]
+    fn prefetch<T>(_data: &[T]) {}
+
     /// Sums over the lanes of 16 vectors.
     #[inline(always)]
     fn sums(x: &[[f32; 16]; 16]) -> [f32; 16] {
@@ -149,6 +153,14 @@ mod x86 {
 
     impl Lanes for Avx2 {
         #[inline(always)]
+        fn prefetch<T>(data: &[T]) {
+            for line in (0..size_of_val(data)).step_by(64) {
+                // SAFETY: every x86-64 has the instruction, and the address is inside the slice.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().byte_add(line).cast()) };
+            }
+        }
+
+        #[inline(always)]
         fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
             // SAFETY: the type's promise; D is a multiple of 16, so all loads are inside the arrays.
             unsafe {
@@ -235,6 +247,11 @@ mod x86 {
 
     impl Lanes for Avx512 {
         const PACKED: bool = true;
+
+        #[inline(always)]
+        fn prefetch<T>(data: &[T]) {
+            Avx2::prefetch(data);
+        }
 
         #[inline(always)]
         fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {

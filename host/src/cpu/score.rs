@@ -72,6 +72,9 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
 
     for group in 0..pages {
         let page = view.page(group);
+        if group + 1 < pages {
+            L::prefetch(view.page(group + 1));
+        }
         match bits {
             Some(bits) => {
                 let page = Page { bytes: page, bits, tokens: format.group };
