@@ -171,13 +171,14 @@ pub struct Device {
     memory: Memory,
     /// Addresses of the variables of each module, by module id.
     modules: HashMap<u64, Vec<u64>>,
+    spare: exec::Spare,
 }
 
 impl Device {
     /// A device without any memory in use.
     pub fn new(options: Options) -> Device {
         let memory = Memory::new(options.limits.memory_bytes);
-        Device { options, memory, modules: HashMap::new() }
+        Device { options, memory, modules: HashMap::new(), spare: exec::Spare::default() }
     }
 
     /// The options; changes hold from the next launch on.
@@ -516,6 +517,7 @@ impl Device {
             shared: dynamic_end,
             dynamic: config.shared_bytes,
             options: &self.options,
+            spare: &self.spare,
             files: &module.inner.files,
             resident,
         };

@@ -144,6 +144,20 @@ pub trait Backend: Send {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error>;
 
+    /// Copies K and V of one (sequence, layer, KV head) out of its slots, behind everything done so far: k, v
+    /// `[tokens, D]`, whole. `slots` are those of its `blocks(tokens)` blocks.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::Unsupported`] where it cannot.
+    fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
+        let _ = (slots, k, v);
+        Err(Error::Unsupported {
+            what: "reading K and V back".into(),
+            device: self.name(),
+            supported: "no way to copy slots to the host",
+        })
+    }
+
     /// True where everything works: any ranking, unit, floor, page format, and targets by KV head. Others know
     /// [`Ranking::Identity`] and [`Ranking::Mirror`], single blocks, no floor, one target, and the formats that
     /// [`MirrorFormat::kernel`] names.

@@ -291,6 +291,34 @@ impl KvCache {
         written
     }
 
+    /// K and V of one KV head as the cache holds them, copied from the device: bit patterns `[tokens, head_dim]` of the
+    /// first `tokens` tokens, or of as many as there are.
+    ///
+    /// # Errors
+    /// [`Error::UnknownSequence`], [`Error::UnknownLayer`], [`Error::Config`] for a KV head that is not there, the
+    /// device's.
+    pub fn keys_and_values(
+        &mut self,
+        sequence: SequenceId,
+        layer: usize,
+        kv_head: usize,
+        tokens: usize,
+    ) -> Result<(Vec<u16>, Vec<u16>), Error> {
+        let tokens = tokens.min(self.layer_len(sequence, layer)?);
+        let Shape { kv_heads, head_dim, .. } = self.shape;
+        if kv_head >= kv_heads {
+            return Err(Error::Config {
+                what: format!("KV head {kv_head}"),
+                remedy: format!("the cache has {kv_heads} (0 to {})", kv_heads - 1),
+            });
+        }
+        let tables = self.pool.tables();
+        let row = tables.extents.row(self.pool.index(sequence)?, layer, kv_head);
+        let (mut k, mut v) = (vec![0; tokens * head_dim], vec![0; tokens * head_dim]);
+        self.backend.read_tokens(&tables.slots(row)[..blocks(tokens)], &mut k, &mut v)?;
+        Ok((k, v))
+    }
+
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
     }

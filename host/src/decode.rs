@@ -20,6 +20,63 @@ pub enum Path {
     Planned,
     /// The planned blocks were read, and more, because the exact mass fell short.
     ToppedUp,
+    /// The planned blocks were read, and then all others: the exact mass, or the bound, never sufficed before.
+    Everything,
+}
+
+/// What was read for one (sequence, layer, KV head), borrowed from the plan; [`HeadReport`] is its copy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadRead<'a> {
+    /// The sequence.
+    pub sequence: SequenceId,
+    /// Its place in the batch.
+    pub entry: usize,
+    /// Layer.
+    pub layer: usize,
+    /// KV head.
+    pub kv_head: usize,
+    /// Tokens there were.
+    pub tokens: usize,
+    /// Blocks read.
+    pub blocks_read: usize,
+    /// Blocks there were.
+    pub blocks_total: usize,
+    /// Chunks of up to 8 blocks that were read after the plan.
+    pub topups: usize,
+    /// Mirror bytes read to make the plan.
+    pub metadata_bytes: usize,
+    /// Share of the softmax mass believed (by `certified`: certainly) read, for each query head of the group.
+    pub mass: &'a [f32],
+    /// True where `mass` is a certainty.
+    pub certified: bool,
+    /// What became of the plan.
+    pub path: Path,
+}
+
+impl HeadRead<'_> {
+    /// Share of the softmax mass believed missed by a query head of the group; where `certified`, not below what was.
+    pub fn missed(&self, head: usize) -> f32 {
+        round_up(1.0 - self.mass[head] as f64)
+    }
+}
+
+impl From<HeadRead<'_>> for HeadReport {
+    fn from(head: HeadRead<'_>) -> HeadReport {
+        let HeadRead { sequence, entry, layer, kv_head, blocks_read, blocks_total, .. } = head;
+        HeadReport {
+            sequence,
+            entry,
+            layer,
+            kv_head,
+            blocks_read,
+            blocks_total,
+            topups: head.topups,
+            metadata_bytes: head.metadata_bytes,
+            mass: head.mass.to_vec(),
+            missed_bound: head.certified.then(|| (0..head.mass.len()).map(|g| head.missed(g)).collect()),
+            path: head.path,
+        }
+    }
 }
 
 /// Fewest and most blocks to read.
@@ -123,6 +180,22 @@ pub struct DecodePlan {
     scale: f32,
     record: bool,
     layers: Vec<LayerState>,
+}
+
+impl Path {
+    /// Every path.
+    pub const ALL: [Path; 5] = [Path::Dense, Path::Identity, Path::Planned, Path::ToppedUp, Path::Everything];
+
+    /// Its name in records: `dense`, `identity`, `planned`, `topped_up`, `everything`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Path::Dense => "dense",
+            Path::Identity => "identity",
+            Path::Planned => "planned",
+            Path::ToppedUp => "topped_up",
+            Path::Everything => "everything",
+        }
+    }
 }
 
 impl DecodePlan {
@@ -260,6 +333,16 @@ impl DecodePlan {
         self.policy
     }
 
+    /// Geometry of the cache.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Factor of the scores.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
     /// The batch.
     pub fn sequences(&self) -> &[SequenceId] {
         &self.sequences
@@ -385,42 +468,44 @@ impl DecodePlan {
 
     /// What was read in each layer's last step.
     pub fn report(&self) -> Report {
-        let Shape { kv_heads, .. } = self.shape;
-        let group = self.shape.group();
-        let certified = matches!(self.policy, Policy::Certified { .. });
-        let mut heads = vec![];
-        for (layer, state) in self.layers.iter().enumerate().filter(|(_, s)| s.done) {
-            for (entry, &sequence) in self.sequences.iter().enumerate() {
-                for kv_head in 0..kv_heads {
-                    let row = entry * kv_heads + kv_head;
-                    let tokens = state.lens[entry] as usize;
-                    let (blocks_read, topups) =
-                        (state.read[2 * row] as usize, state.read[2 * row + 1] as usize);
-                    let blocks_total = blocks(tokens);
-                    let mass = &state.mass[row * group..][..group];
-                    let missed = |&m: &f32| round_up(1.0 - m as f64);
-                    heads.push(HeadReport {
-                        sequence,
-                        entry,
-                        layer,
-                        kv_head,
-                        blocks_read,
-                        blocks_total,
-                        topups,
-                        metadata_bytes: state.metadata[row] as usize,
-                        mass: mass.to_vec(),
-                        missed_bound: certified.then(|| mass.iter().map(missed).collect()),
-                        path: match () {
-                            () if state.identity => Path::Dense,
-                            () if topups > 0 => Path::ToppedUp,
-                            () if blocks_read == blocks_total => Path::Identity,
-                            () => Path::Planned,
-                        },
-                    });
-                }
-            }
+        Report { heads: (0..self.layers.len()).flat_map(|layer| self.heads(layer)).map(Into::into).collect() }
+    }
+
+    /// What was read in one layer's last step, by batch entry and KV head, without an allocation; nothing where there
+    /// is no such layer or it was not attended to.
+    pub fn heads(&self, layer: usize) -> impl Iterator<Item = HeadRead<'_>> {
+        let kv_heads = self.shape.kv_heads;
+        let state = self.layers.get(layer).filter(|state| state.done);
+        state.into_iter().flat_map(move |state| {
+            (0..self.sequences.len() * kv_heads).map(move |row| self.head(layer, state, row))
+        })
+    }
+
+    fn head<'a>(&'a self, layer: usize, state: &'a LayerState, row: usize) -> HeadRead<'a> {
+        let (entry, kv_head) = (row / self.shape.kv_heads, row % self.shape.kv_heads);
+        let tokens = state.lens[entry] as usize;
+        let (blocks_read, topups) = (state.read[2 * row] as usize, state.read[2 * row + 1] as usize);
+        let blocks_total = blocks(tokens);
+        HeadRead {
+            sequence: self.sequences[entry],
+            entry,
+            layer,
+            kv_head,
+            tokens,
+            blocks_read,
+            blocks_total,
+            topups,
+            metadata_bytes: state.metadata[row] as usize,
+            mass: &state.mass[row * self.shape.group()..][..self.shape.group()],
+            certified: matches!(self.policy, Policy::Certified { .. }),
+            path: match () {
+                () if state.identity => Path::Dense,
+                () if topups > 0 && blocks_read == blocks_total => Path::Everything,
+                () if topups > 0 => Path::ToppedUp,
+                () if blocks_read == blocks_total => Path::Identity,
+                () => Path::Planned,
+            },
         }
-        Report { heads }
     }
 
     /// Blocks read in the layer's last step, in the order of their ranks; none where the plan keeps no

@@ -20,7 +20,8 @@
 //! [`Device`] makes a place to compute, [`KvCache`] holds sequences there, [`DecodePlan`] attends by a
 //! [`Policy`]. The stages and their arithmetic are in docs/kernels.md; [`mod@reference`] is that text as
 //! plain code, [`cpu`] the same fast. [`traces`] are recorded queries, keys and values of real models,
-//! [`eval`] replays them by any policy and says what was read and missed.
+//! [`eval`] replays them by any policy and says what was read and missed; [`telemetry`] counts what a running
+//! program reads, and audits a sample of it.
 
 pub mod backend;
 pub mod certificate;
@@ -33,6 +34,7 @@ pub mod plot;
 pub mod pool;
 pub mod reference;
 pub mod store;
+pub mod telemetry;
 pub mod traces;
 
 mod budget;
@@ -47,7 +49,7 @@ mod shape;
 pub use backend::Device;
 pub use budget::SharedBudget;
 pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
-pub use decode::{BlockLimits, DecodePlan, HeadReport, Path, Report};
+pub use decode::{BlockLimits, DecodePlan, HeadRead, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;
 pub use mirror::{Mirror, MirrorFormat, QUANT_GROUPS};

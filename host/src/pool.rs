@@ -25,6 +25,13 @@ pub struct SequenceId {
     generation: u32,
 }
 
+impl SequenceId {
+    /// Its place in its cache and how often that was reused: the same in every run of a program.
+    pub(crate) fn key(self) -> (u32, u32) {
+        (self.index, self.generation)
+    }
+}
+
 impl fmt::Display for SequenceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "sequence {}.{} of cache {}", self.index, self.generation, self.cache)

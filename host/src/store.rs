@@ -75,6 +75,17 @@ impl HostStore {
         slot[value_offset(d, token_in_block)..][..d].copy_from_slice(value);
     }
 
+    /// Copies a head's keys and values out of its slots: `[tokens, head_dim]` bit patterns each.
+    pub fn read_tokens(&self, slots: &[u32], k: &mut [u16], v: &mut [u16]) {
+        let d = self.shape.head_dim;
+        let parts = k.chunks_mut(BLOCK * d).zip(v.chunks_mut(BLOCK * d));
+        for (&slot, (k, v)) in slots.iter().zip(parts) {
+            let slot = &self.arena[slot as usize * slot_elements(d)..][..slot_elements(d)];
+            k.copy_from_slice(&slot[key_offset(d, 0)..][..k.len()]);
+            v.copy_from_slice(&slot[value_offset(d, 0)..][..v.len()]);
+        }
+    }
+
     /// Bytes of page `page`, to be written.
     pub fn page_mut(&mut self, page: u32) -> &mut [u8] {
         let bytes = self.format.page_bytes(self.shape.head_dim);

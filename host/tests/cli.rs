@@ -321,3 +321,84 @@ fn bench_report_draws_made_up_timings_and_says_that_they_are_made_up() {
         assert!(said.contains(reason) && said.contains("psa-gpu time --json"), "{said}");
     }
 }
+
+#[test]
+fn telemetry_of_eval_adds_up_to_its_records_and_audits_to_its_missed_mass() {
+    let folder = Folder::new("telemetry");
+    let file = |name: &str| folder.0.join(name).display().to_string();
+    let run = |more: &[&str]| {
+        let mut arguments = vec!["eval", "--traces", BUNDLED, "--case", "case2", "--queries", "6", "--json"];
+        arguments.extend(["--policy", "progressive:0.9", "--policy", "certified:0.1", "--mirror", "4"]);
+        arguments.extend(more);
+        let output = psa(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        json_lines(&output)
+    };
+    let (lines, picture) = (file("steps.jsonl"), file("audit.svg"));
+    let records = run(&["--telemetry", &lines, "--audit", "1", "--calibration", &picture]);
+    let lines: Vec<serde_json::Value> = std::fs::read_to_string(lines)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    for record in records.iter().filter(|record| record["case"] == "case2") {
+        let of = |kind: &str| {
+            let mine = lines.iter().filter(|line| line["policy"] == record["policy"] && line["kind"] == kind);
+            mine.cloned().collect::<Vec<_>>()
+        };
+        assert_eq!((of("read").len(), of("audit").len(), of("totals").len()), (6, 6, 1));
+        let sum = |field: &str| of("read").iter().map(|line| line[field].as_u64().unwrap()).sum::<u64>();
+        for field in ["blocks_read", "blocks_total"] {
+            assert_eq!(record[field].as_u64(), Some(sum(field)));
+            assert_eq!(of("totals")[0][field].as_u64(), Some(sum(field)));
+        }
+        for field in ["mean", "p99", "max"] {
+            let (audit, truth) = (&record["audit"]["missed_mass"][field], &record["missed_mass"][field]);
+            // Two f64 sums of 4,096 terms.
+            assert!((audit.as_f64().unwrap() - truth.as_f64().unwrap()).abs() < 1e-11, "{audit} {truth}");
+        }
+    }
+    assert!(std::fs::read_to_string(&picture).unwrap().contains("believed = true"));
+
+    // The sample depends on the seed; the counters do not; the name may say nothing if an option does.
+    let counters = |seed: &str, name: &str| {
+        let path = file(name);
+        let more = ["--telemetry", path.as_str(), "--telemetry-format", "prometheus", "--audit", "0.5"];
+        let records = run(&[&more[..], &["--seed", seed]].concat());
+        let text = std::fs::read_to_string(&path).unwrap();
+        let read: Vec<String> = text
+            .lines()
+            .filter(|line| line.starts_with("psa_blocks_read_total{"))
+            .map(str::to_owned)
+            .collect();
+        (records[0]["audit"]["heads"].as_u64(), records[0]["audit"].to_string(), read)
+    };
+    let (one, again, other) = (counters("1", "a"), counters("1", "b.txt"), counters("2", "c"));
+    assert_eq!(one, again);
+    assert_eq!((one.2.len(), &one.2), (2, &other.2));
+    assert_ne!(one.1, other.1);
+}
+
+#[test]
+fn files_that_cannot_be_written_are_named_before_the_run() {
+    let folder = Folder::new("unwritable");
+    let missing = folder.0.join("no/such/folder/x.jsonl").display().to_string();
+    let nameless = folder.0.join("steps").display().to_string();
+    for (arguments, words) in [
+        (&["--telemetry", missing.as_str()][..], [missing.as_str(), "--telemetry"]),
+        (&["--audit", "1", "--calibration", missing.as_str()], [missing.as_str(), "--calibration"]),
+        (&["--telemetry", nameless.as_str()], [nameless.as_str(), "--telemetry-format"]),
+        (&["--audit", "1.5"], ["1.5", "0 to 1"]),
+        (&["--audit", "NaN"], ["NaN", "0 to 1"]),
+        (&["--calibration", nameless.as_str()], ["--audit", "--calibration"]),
+    ] {
+        // No traces: whoever gets as far as reading them fails with their name.
+        let mut all = vec!["eval", "--traces", "/there/are/no/traces.safetensors"];
+        all.extend(arguments);
+        let output = psa(&all);
+        let error = text(&output.stderr);
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{error}");
+        assert!(words.iter().all(|word| error.contains(word)) && !error.contains("there/are/no"), "{error}");
+    }
+    assert!(!folder.0.join("steps").exists());
+}

@@ -18,14 +18,18 @@ use {
     crate::numeric::{block_of_key, fixed_mass, fma, needed_mass, rank_key, reciprocal},
     cuda_std::shared::{SharedPtr, dynamic_shared},
     cuda_std::thread::{block_idx_x, block_idx_y, sync_threads, thread_idx_x},
+    cuda_std::warp::{lane_id, shfl_up_u32, shfl_xor_u32},
 };
 
 /// Threads of a CTA.
 pub const THREADS: usize = 256;
 
-/// Shared bytes: sort keys `[N]`, then a reduction buffer `[THREADS]`, both u64.
+/// Warps of a CTA.
+pub const WARPS: usize = THREADS / 32;
+
+/// Shared bytes: sort keys `[N]`, then a value of each warp `[WARPS]`, both u64.
 pub const fn shared_bytes(capacity: usize) -> usize {
-    8 * (capacity + THREADS)
+    8 * (capacity + WARPS)
 }
 
 /// The least capacity instance that holds a row of `blocks` blocks.
@@ -144,6 +148,7 @@ pub unsafe fn plan<const N: usize>(
             keys.add(i as u32).write(key);
             i += THREADS;
         }
+        // Its barrier is the one between writing and sorting the keys.
         let forced_blocks = reduce(buffer, forced_here, |a, b| a + b) as usize;
         sort_descending(keys, padded);
 
@@ -303,57 +308,66 @@ fn unordered(bits: u32) -> f32 {
     f32::from_bits(bits ^ if bits >> 31 == 1 { 1 << 31 } else { u32::MAX })
 }
 
-/// Combines one value a thread; every thread gets the result. Starts and ends with the buffer free.
+/// The value of another lane, as two shuffles.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn shuffled(value: u64, shuffle: impl Fn(u32) -> u32) -> u64 {
+    (shuffle((value >> 32) as u32) as u64) << 32 | shuffle(value as u32) as u64
+}
+
+/// Combines one value a thread, in any order; every thread gets the result. Contains a barrier, and ends with
+/// the buffer free.
 #[cfg(target_arch = "nvptx64")]
 #[inline(always)]
 unsafe fn reduce(buffer: SharedPtr<u64>, value: u64, combine: impl Fn(u64, u64) -> u64) -> u64 {
     unsafe {
-        let tid = thread_idx_x();
-        buffer.add(tid).write(value);
-        sync_threads();
-        let mut distance = THREADS as u32 / 2;
-        while distance > 0 {
-            if tid < distance {
-                buffer.add(tid).write(combine(buffer.add(tid).read(), buffer.add(tid + distance).read()));
-            }
-            sync_threads();
-            distance /= 2;
+        let mut value = value;
+        cuda_std::unroll!(s < 5, max 6, {
+            value = combine(value, shuffled(value, |x| shfl_xor_u32(x, 16 >> s)));
+        });
+        if lane_id() == 0 {
+            buffer.add(thread_idx_x() / 32).write(value);
         }
-        let result = buffer.read();
+        sync_threads();
+        let mut result = buffer.read();
+        cuda_std::unroll!(w < WARPS - 1, max 8, {
+            result = combine(result, buffer.add(w as u32 + 1).read());
+        });
         sync_threads();
         result
     }
 }
 
-/// Sum of the values of all threads before the calling one.
+/// Sum of the values of all threads before the calling one. Contains a barrier, and ends with the buffer free.
 #[cfg(target_arch = "nvptx64")]
 #[inline(always)]
 unsafe fn sum_before(buffer: SharedPtr<u64>, value: u64) -> u64 {
     unsafe {
-        let tid = thread_idx_x();
+        let (lane, warp) = (lane_id(), thread_idx_x() / 32);
         let mut sum = value;
-        buffer.add(tid).write(sum);
-        sync_threads();
-        let mut distance = 1;
-        while distance < THREADS as u32 {
-            if tid >= distance {
-                sum += buffer.add(tid - distance).read();
-            }
-            sync_threads();
-            buffer.add(tid).write(sum);
-            sync_threads();
-            distance *= 2;
+        cuda_std::unroll!(s < 5, max 6, {
+            let below = shuffled(sum, |x| shfl_up_u32(x, 1 << s));
+            sum += if lane >= 1 << s { below } else { 0 };
+        });
+        if lane == 31 {
+            buffer.add(warp).write(sum);
         }
-        sum - value
+        sync_threads();
+        sum -= value;
+        cuda_std::unroll!(w < WARPS - 1, max 8, {
+            sum += if (w as u32) < warp { buffer.add(w as u32).read() } else { 0 };
+        });
+        sync_threads();
+        sum
     }
 }
 
-/// Bitonic sort of `n` keys (a power of two), largest first. Starts and ends with a barrier.
+/// Bitonic sort of `n` keys (a power of two), largest first. A barrier lies between the writing of the keys and
+/// the call; where there is anything to sort, it ends with one.
 #[cfg(target_arch = "nvptx64")]
 #[inline(always)]
 unsafe fn sort_descending(keys: SharedPtr<u64>, n: usize) {
     unsafe {
-        sync_threads();
         let mut run = 2;
         while run <= n {
             let mut distance = run / 2;

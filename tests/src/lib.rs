@@ -4,6 +4,10 @@
 //! A workload is a batch of sequences with keys that cluster, so that softmax masses are as uneven as
 //! in a real model and policies have something to select.
 
+pub mod mutate;
+pub mod scenes;
+pub mod seeds;
+
 use half::{bf16, f16};
 use psa::{
     CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, HeadReport, KvCache, Mirror, Policy, Rows,

@@ -68,6 +68,12 @@ pub enum Error {
         /// What to try.
         remedy: String,
     },
+    /// A program of ours answered, and said why the answer is bad.
+    #[error("the program ended with exit code {code}, see above")]
+    Answered {
+        /// Its exit code, which becomes ours.
+        code: u8,
+    },
     /// `psa demo` failed, after its own message.
     #[error("`psa demo` ended with exit code {code}")]
     Demo {
@@ -154,7 +160,7 @@ impl Error {
     /// 1: done, and the answer is bad. 2: bad input or a missing part.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Demo { code } => *code,
+            Error::Demo { code } | Error::Answered { code } => *code,
             Error::Command { .. }
             | Error::HashMismatch { .. }
             | Error::Stale(_)

@@ -1,4 +1,5 @@
-//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | dist | generate | gpu-bundle | demo | test`.
+//! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | mutate | seeds | dist | generate |
+//! gpu-bundle | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
@@ -12,6 +13,7 @@ mod error;
 mod generate;
 mod gpu_bundle;
 mod inspect;
+mod kernels;
 mod pipeline;
 mod process;
 mod ptx;
@@ -170,6 +172,20 @@ enum Task {
         #[arg(long)]
         selftest: bool,
     },
+    /// Change the shipped PTX in one place at a time: do the emulator's checkers report it?
+    #[command(disable_help_flag = true)]
+    Mutate {
+        /// Passed on; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
+    /// Run the shipped kernels under many schedules: same bits, no finding
+    #[command(disable_help_flag = true)]
+    Seeds {
+        /// Passed on; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+        arguments: Vec<String>,
+    },
     /// Run the main job on bundled data: builds psa and runs `psa demo`
     #[command(
         after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo -- --help      what `psa demo` accepts"
@@ -225,14 +241,16 @@ fn main() -> ExitCode {
         Task::GpuBundle { out, selftest } => {
             gpu_bundle::gpu_bundle(&workspace, &gpu_bundle::Options { out, selftest })
         }
+        Task::Mutate { arguments } => kernels::run(&workspace, "psa-mutate", &arguments),
+        Task::Seeds { arguments } => kernels::run(&workspace, "psa-seeds", &arguments),
         Task::Demo { arguments } => demo::demo(&workspace, &arguments),
         Task::Test { quick } => suite::test(&workspace, quick),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // Failed tests end with their summary line, and nothing after it.
-            if !matches!(error, Error::TestsFailed { .. }) {
+            // What has said all itself: failed tests end with their summary line.
+            if !matches!(error, Error::TestsFailed { .. } | Error::Answered { .. }) {
                 eprintln!("error: {error}");
             }
             ExitCode::from(error.exit_code())

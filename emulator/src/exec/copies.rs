@@ -190,7 +190,9 @@ impl Machine<'_> {
             }
             let (n, total, dst) = (usize::from(p.src_bytes), usize::from(p.bytes), p.dst as usize);
             let to = &mut shared[dst..dst + total];
-            to.fill(0);
+            if n < total {
+                to.fill(0);
+            }
             if n > 0 {
                 let hit = mem.allocs.get(last).is_some_and(|a| p.src.wrapping_sub(a.base) < a.size);
                 if !hit {
@@ -201,7 +203,10 @@ impl Machine<'_> {
                 }
                 let a = &mem.allocs[last];
                 let at = (p.src - a.base) as usize;
-                if at + n <= a.data.len() {
+                if at + 16 <= a.data.len() && n == 16 {
+                    // SAFETY: as below.
+                    to.copy_from_slice(&unsafe { a.data.get::<16>(at) });
+                } else if at + n <= a.data.len() {
                     // SAFETY: claimed for reading when the copy was issued, where threads run beside
                     // each other.
                     to[..n].copy_from_slice(unsafe { a.data.slice(at, n) });

@@ -12,6 +12,7 @@ mod alu;
 mod atomics;
 mod barrier;
 mod buffers;
+mod cells;
 mod claims;
 mod copies;
 mod findings;
@@ -40,6 +41,7 @@ use crate::hooks::Hooks;
 use crate::inst::*;
 use crate::memory::{Bits, Memory};
 use crate::report::{BufferTraffic, Finding};
+pub(crate) use cells::Spare;
 use lanes::Bank;
 use std::collections::HashMap;
 
@@ -174,6 +176,7 @@ pub(crate) struct Launch<'a> {
     pub shared: u32,
     pub dynamic: u32,
     pub options: &'a Options,
+    pub spare: &'a Spare,
     /// CTAs that are under way at the same time.
     pub resident: usize,
     pub files: &'a HashMap<u32, String>,
@@ -217,7 +220,7 @@ struct Machine<'a> {
     /// Counters before the current instruction.
     before: Counters,
     /// Last accesses to global memory.
-    pages: &'a race::Pages,
+    pages: &'a cells::Pages<'a>,
     /// What strong writes left at their addresses.
     marks: HashMap<u64, order::Mark>,
     /// Beside other threads: the words this one may touch.
@@ -241,7 +244,7 @@ pub(crate) fn run(l: Launch<'_>, hooks: Option<&mut dyn Hooks>) -> Result<Outcom
     if let Some(outcome) = spread {
         return Ok(outcome);
     }
-    let pages = race::Pages::new(l.mem);
+    let pages = cells::Pages::new(l.mem, l.spare);
     let mut m = Machine::new(l, &pages, None);
     m.hooks = hooks.map(|h| h as &mut dyn Hooks);
     m.run();
@@ -252,7 +255,7 @@ pub(crate) fn run(l: Launch<'_>, hooks: Option<&mut dyn Hooks>) -> Result<Outcom
 }
 
 impl<'a> Machine<'a> {
-    fn new(l: Launch<'a>, pages: &'a race::Pages, claimer: Option<claims::Claimer<'a>>) -> Machine<'a> {
+    fn new(l: Launch<'a>, pages: &'a cells::Pages<'a>, claimer: Option<claims::Claimer<'a>>) -> Machine<'a> {
         let options = l.options;
         let counts = if options.profile { l.prog.insts.len() } else { 0 };
         Machine {

@@ -15,6 +15,7 @@ use super::{Cta, Machine};
 use crate::inst::Access;
 use crate::memory::SHARED_WINDOW;
 use crate::types::Space;
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -168,11 +169,25 @@ pub(super) struct Me<'a> {
     pub cta: u32,
     pub warp: u32,
     pub lane: u32,
+    /// A warp and time, as cells keep them, that every lane was found to be behind.
+    pub known: Cell<u64>,
 }
 
 impl<'a> Me<'a> {
     pub fn new(clock: &'a Clock, far: &'a Far, cta: u32, warp: u32) -> Me<'a> {
-        Me { clock, far, cta, warp, lane: 0 }
+        Me { clock, far, cta, warp, lane: 0, known: Cell::new(0) }
+    }
+
+    /// Every lane of the warp is ordered behind `who` (warp + 32 * CTA) at `time`.
+    #[inline]
+    pub fn warp_behind(&self, who: u32, time: u32) -> bool {
+        if who >> 5 != self.cta {
+            return self.far.known(who, self.warp, self.clock) >= time;
+        }
+        if who & 31 != self.warp {
+            return self.clock.seen[(who & 31) as usize] >= time;
+        }
+        self.clock.full >= time
     }
 
     /// This access is ordered behind that one.

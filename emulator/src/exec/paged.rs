@@ -14,6 +14,12 @@ impl<P, const BYTES: usize> Paged<P, BYTES> {
         Paged(mem.allocs.iter().map(|_| OnceLock::new()).collect())
     }
 
+    /// Takes all pages out.
+    pub fn take(&mut self) -> impl Iterator<Item = P> {
+        let made = self.0.iter_mut().filter_map(OnceLock::take);
+        made.flat_map(|pages| pages.into_iter().filter_map(OnceLock::into_inner))
+    }
+
     /// The page of byte `at` of allocation `i`, which has `size` bytes.
     #[inline]
     pub fn get(&self, i: usize, size: u64, at: usize, make: impl FnOnce() -> P) -> &P {

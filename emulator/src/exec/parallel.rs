@@ -14,7 +14,7 @@
 use super::claims::{Claimer, Claims, MOST_CTAS};
 use super::findings::Found;
 use super::schedule::{Order, Rng};
-use super::{Cta, Launch, Machine, Outcome, buffers, race};
+use super::{Cta, Launch, Machine, Outcome, buffers, cells};
 use crate::counters::Counters;
 use crate::inst::{Access, Op, Program};
 use crate::types::Space;
@@ -62,7 +62,7 @@ pub(super) fn run(l: &Launch<'_>) -> Option<Outcome> {
     if threads < 2 || !(2..MOST_CTAS).contains(&order.total()) || !small || !may_spread(l.prog) {
         return None;
     }
-    let (claims, pages) = (Claims::new(l.mem), race::Pages::new(l.mem));
+    let (claims, pages) = (Claims::new(l.mem), cells::Pages::new(l.mem, l.spare));
     let most = threads.min(l.resident).min(order.total().min(1024) as usize);
     let max_steps = l.options.max_steps;
     let queue =
@@ -130,6 +130,7 @@ impl Machine<'_> {
         loop {
             let number = queue.next.fetch_add(1, Relaxed);
             if number >= queue.order.total() || queue.claims.lost() {
+                room.into_iter().for_each(|c| self.l.spare.give_shared(c.records));
                 return;
             }
             let mut cta = room.take().unwrap_or_else(|| self.new_cta());

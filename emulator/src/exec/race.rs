@@ -10,13 +10,10 @@
 use super::lanes::lanes;
 use super::mem::Spots;
 use super::order::Me;
-use super::paged::Paged;
 use super::{Cta, Machine};
 use crate::inst::Access;
-use crate::memory::Memory;
 use crate::report::{Class, Place, Side};
 use crate::types::Space;
-use std::cell::UnsafeCell;
 
 /// Time of a `cp.async` that was not waited for: ordered with nothing.
 pub(super) const IN_FLIGHT: u32 = u32::MAX;
@@ -24,8 +21,6 @@ pub(super) const IN_FLIGHT: u32 = u32::MAX;
 pub(super) const SEVERAL: u32 = 32;
 /// Most CTAs that are told apart.
 pub(super) const CTAS: u32 = (1 << 23) - 1;
-/// Cells of a page of global memory.
-const PAGE: usize = 1024;
 
 /// One access; `who` is 0 for nobody, else warp + 32 * CTA + 1.
 #[derive(Clone, Copy)]
@@ -112,6 +107,17 @@ impl Kept {
         Kept { low: o.low << 8 >> 8 | lane << 58, high: o.high }
     }
 
+    /// The same access, by another lane.
+    #[inline(always)]
+    fn by(self, lane: u32) -> Kept {
+        Kept { low: self.low << 6 >> 6 | u64::from(lane) << 58, high: self.high }
+    }
+
+    #[inline(always)]
+    fn in_flight(self) -> bool {
+        self.low >> 28 & PART == PART && !self.free()
+    }
+
     #[inline(always)]
     fn get(self) -> Past {
         let low = self.low;
@@ -148,37 +154,6 @@ pub(super) struct Cell {
 
 pub(super) const FRESH: Cell = Cell { writers: [NOBODY; 2], readers: [NOBODY; 2] };
 
-/// A page of cells; see `Pages`.
-struct Page(Box<[UnsafeCell<Cell>]>);
-
-// SAFETY: a cell is reached only by the thread that has its word for itself (`Pages::cells`).
-unsafe impl Sync for Page {}
-
-/// Cells of global memory: by allocation, then by page, made at the first touch.
-pub(super) struct Pages(Paged<Page, { 4 * PAGE }>);
-
-impl Pages {
-    pub fn new(mem: &Memory) -> Pages {
-        Pages(Paged::new(mem))
-    }
-
-    /// The cells of `total` bytes at `offset` of allocation `i`, which lie in one page as all aligned
-    /// accesses do.
-    ///
-    /// # Safety
-    /// Between threads, the caller must have the words for itself; and it must drop the result before
-    /// it asks again.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn cells(&self, i: usize, size: u64, offset: usize, total: usize) -> &mut [Cell] {
-        let make = || Page((0..PAGE).map(|_| UnsafeCell::new(FRESH)).collect());
-        let (cells, at) = (self.0.get(i, size, offset, make), offset / 4 % PAGE);
-        let end = (at + (offset % 4 + total).div_ceil(4)).min(PAGE);
-        let cells = &cells.0[at..end];
-        // SAFETY: in bounds and initialised; nobody else has a reference to any of them, says the caller.
-        unsafe { std::slice::from_raw_parts_mut(UnsafeCell::raw_get(cells.as_ptr()), cells.len()) }
-    }
-}
-
 /// The part of an access in each of its words: bytes of the access, offset of the first.
 fn words(offset: usize, total: usize) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> {
     (offset / 4..(offset + total).div_ceil(4)).map(move |w| {
@@ -211,11 +186,89 @@ pub(super) enum Bring<'a> {
 }
 
 type Hit = Option<(Past, &'static str)>;
+/// A lane and what it met.
+type Found = Option<(u32, (Past, &'static str))>;
 
 impl Me<'_> {
     fn past(&self, pc: u32, how: How, time: u32) -> Past {
         let strong = (u32::from(how.strong) * STRONG) | (u32::from(how.near) * NEAR);
         Past { who: (self.cta << 5 | self.warp) + 1, time, bits: pc << 12 | self.lane << 6 | strong }
+    }
+
+    /// A weak access by lane 0 to all bytes of a cell.
+    fn whole(&self, pc: u32) -> Kept {
+        let who = (self.cta << 5 | self.warp) + 1;
+        Past { who, time: self.clock.stamp(false), bits: pc << 12 | BYTES }.keep()
+    }
+
+    /// Every lane of the warp is ordered behind it, if it is anybody.
+    #[inline(always)]
+    fn all_behind(&self, k: Kept) -> bool {
+        let low = k.low;
+        // Neighbouring cells mostly hold the same warp at the same time.
+        if low & PART == 0 || low << 8 == self.known.get() {
+            return true;
+        }
+        let (who, time) = ((low & PART) as u32 - 1, low >> 28 & PART);
+        if time == PART || !self.warp_behind(who, time as u32) {
+            return false;
+        }
+        self.known.set(low << 8);
+        true
+    }
+
+    /// A weak read of all bytes of a cell, where no lane can be in conflict; false when it is not that
+    /// simple, and nothing is done.
+    #[inline(always)]
+    fn read_whole(&self, cell: &mut Cell, whole: Kept) -> bool {
+        let Cell { writers, readers: [first, second] } = cell;
+        if !self.all_behind(writers[0]) || !self.all_behind(writers[1]) {
+            return false;
+        }
+        if first.plain_meets(whole) {
+            *first = first.joined(whole);
+        } else if self.all_behind(*first) {
+            *first = whole;
+        } else if (first.low ^ whole.low) & PART == 0 || (second.low ^ whole.low) << 8 == 0 {
+            // Of this warp: the order of its lanes matters, or there is more to join.
+            if !second.plain_meets(whole) || (first.low ^ whole.low) & PART == 0 {
+                return false;
+            }
+            *second = second.joined(whole);
+        } else {
+            *second = whole;
+        }
+        true
+    }
+
+    /// A write of all bytes of a cell that every lane of the warp is ordered behind.
+    #[inline(always)]
+    fn write_whole(&self, cell: &mut Cell, whole: Kept) -> bool {
+        let Cell { writers: [a, b], readers: [c, d] } = *cell;
+        let simple = self.all_behind(a) && self.all_behind(b) && self.all_behind(c) && self.all_behind(d);
+        if simple {
+            *cell = Cell { writers: [whole, NOBODY], readers: [NOBODY; 2] };
+        }
+        simple
+    }
+
+    /// A weak read of whole cells by the lanes `same`, or (`warp`) by the warp together.
+    #[inline(always)]
+    fn read_run(&mut self, cells: &mut [Cell], same: u32, warp: bool, pc: u32, whole: Kept) -> Found {
+        let lane = same.trailing_zeros();
+        let whole = whole.by(if warp || same != 1 << lane { SEVERAL } else { lane });
+        let mut conflict = None;
+        for cell in cells {
+            if self.read_whole(cell, whole) {
+                continue;
+            }
+            for lane in lanes(same) {
+                self.lane = if warp { SEVERAL } else { lane as u32 };
+                let hit = self.read(std::slice::from_mut(cell), 0, 4, pc, How::default());
+                conflict = conflict.or(hit.map(|hit| (lane as u32, hit)));
+            }
+        }
+        conflict
     }
 
     /// A read of `total` bytes, the first at `skip` of the first cell.
@@ -226,21 +279,11 @@ impl Me<'_> {
         let whole = Past { bits: new.bits | BYTES, ..new }.keep();
         for (i, cell) in cells.iter_mut().enumerate() {
             let bytes = bytes_of(i, skip, total);
-            let [first, second] = &mut cell.readers;
             // Mostly a warp reads all of what it or nobody has read since the last barrier.
-            if bytes == BYTES && cell.writers[0].free() && cell.writers[1].free() {
-                if how.strong {
-                    continue;
-                }
-                if first.free() {
-                    *first = whole;
-                    continue;
-                }
-                if first.plain_meets(whole) {
-                    *first = first.joined(whole);
-                    continue;
-                }
+            if bytes == BYTES && !how.strong && self.read_whole(cell, whole) {
+                continue;
             }
+            let [first, second] = &mut cell.readers;
             for w in cell.writers.into_iter().filter(|w| !w.free()).map(Kept::get) {
                 if w.bits & bytes != 0 && !w.both_strong(new) && !self.behind(w) {
                     let flying = w.time == IN_FLIGHT;
@@ -278,8 +321,12 @@ impl Me<'_> {
         let mut bad = None;
         let later = matches!(bring, Bring::Later);
         let new = self.past(pc, how, if later { IN_FLIGHT } else { self.clock.stamp(how.strong) });
+        let whole = Past { bits: new.bits | BYTES, ..new }.keep();
         for (i, cell) in cells.iter_mut().enumerate() {
             let bytes = bytes_of(i, skip, total);
+            if bytes == BYTES && self.write_whole(cell, whole) {
+                continue;
+            }
             let same = match bring {
                 Bring::Bytes(old, new) => {
                     let at = (4 * i).saturating_sub(skip)..(4 * i + 4 - skip).min(total);
@@ -343,11 +390,9 @@ pub(super) fn within(offset: usize, total: usize) -> std::ops::Range<usize> {
 
 /// A copy has landed: from now on it is a write of its lane.
 pub(super) fn landed(cells: &mut [Cell], time: u32) {
-    for w in cells.iter_mut().flat_map(|c| &mut c.writers) {
-        let past = w.get();
-        if past.time == IN_FLIGHT && !w.free() {
-            *w = Past { time, ..past }.keep();
-        }
+    let time = u64::from(time).min(PART - 1);
+    for w in cells.iter_mut().flat_map(|c| &mut c.writers).filter(|w| w.in_flight()) {
+        w.low = w.low & !(PART << 28) | time << 28;
     }
 }
 
@@ -367,38 +412,55 @@ impl Machine<'_> {
         let mut conflict = None;
         let Cta { warps, records, far, linear, .. } = cta;
         let mut me = Me::new(&warps[wi].clock, far, *linear, wi as u32);
-        for lane in lanes(s.ok) {
-            me.lane = if warp { SEVERAL } else { lane as u32 };
-            let offset = s.offset[lane];
-            let hit = match s.space {
-                Space::Shared => me.read(&mut records[within(offset, total)], offset % 4, total, pc, how),
+        let whole = me.whole(pc);
+        let words_only = total.is_multiple_of(4) && lanes(s.ok).all(|l| s.offset[l].is_multiple_of(4));
+        let simple = words_only && !how.strong && (s.uniform || s.space == Space::Shared);
+        // The halves of a warp often read the same.
+        let halves = simple && s.ok == u32::MAX && s.offset[..16] == s.offset[16..];
+        let mut left = if halves { 0xffff } else { s.ok };
+        while left != 0 {
+            // Neighbours that read the same are checked as one.
+            let lane = left.trailing_zeros() as usize;
+            let (mut same, offset) = (1u32 << lane, s.offset[lane]);
+            let mut next = lane + 1;
+            while simple && next < 32 && left >> next & 1 != 0 && s.offset[next] == offset {
+                same |= 1 << next;
+                next += 1;
+            }
+            left &= !same;
+            if halves {
+                same |= same << 16;
+            }
+            let mut read = |cells: &mut [Cell], at: usize, n: usize| {
+                let hit = if simple {
+                    me.read_run(cells, same, warp, pc, whole)
+                } else {
+                    me.lane = if warp { SEVERAL } else { lane as u32 };
+                    me.read(cells, at % 4, n, pc, how).map(|hit| (lane as u32, hit))
+                };
+                conflict = conflict.or(hit);
+            };
+            match s.space {
+                Space::Shared => read(&mut records[within(offset, total)], offset, total),
                 Space::Global => {
                     let i = s.alloc[lane] as usize;
                     let a = &self.l.mem.allocs[i];
                     if a.readonly {
                         continue;
                     }
-                    let mut hit = None;
                     match &self.claimer {
-                        None => {
-                            // SAFETY: one thread, and no other reference.
-                            let cells = unsafe { self.pages.cells(i, a.size, offset, total) };
-                            hit = me.read(cells, offset % 4, total, pc, how);
-                        }
+                        // SAFETY: one thread, and no other reference.
+                        None => read(unsafe { self.pages.cells(i, a.size, offset, total) }, offset, total),
                         Some(c) => {
                             for (part, at) in words(offset, total).filter(|w| c.alone(a.size, i, w.1)) {
                                 // SAFETY: the CTA is alone at this word, and no other reference here.
                                 let cells = unsafe { self.pages.cells(i, a.size, at, part.len()) };
-                                hit = me.read(cells, at % 4, part.len(), pc, how).or(hit);
+                                read(cells, at, part.len());
                             }
                         }
                     }
-                    hit
                 }
                 _ => return,
-            };
-            if let (Some(hit), None) = (hit, conflict) {
-                conflict = Some((lane as u32, hit));
             }
         }
         self.race_found(cta, wi, pc, s, conflict);
@@ -431,14 +493,7 @@ impl Machine<'_> {
     }
 
     /// Reports what an access met, if anything.
-    pub(super) fn race_found(
-        &mut self,
-        cta: &Cta,
-        wi: usize,
-        pc: u32,
-        s: &Spots,
-        conflict: Option<(u32, (Past, &'static str))>,
-    ) {
+    pub(super) fn race_found(&mut self, cta: &Cta, wi: usize, pc: u32, s: &Spots, conflict: Found) {
         let Some((lane, (other, kind))) = conflict else { return };
         let lane = lane as usize;
         let a = cta.warps[wi].addr[lane];

@@ -77,7 +77,7 @@ impl Machine<'_> {
                 started += 1;
             }
             if ctas.is_empty() {
-                return;
+                break;
             }
             let i = if seed == 0 {
                 turn = if turn + 1 < ctas.len() { turn + 1 } else { 0 };
@@ -92,6 +92,7 @@ impl Machine<'_> {
                 self.step_limit(&ctas);
             }
         }
+        ctas.into_iter().chain(spare).for_each(|c| self.l.spare.give_shared(c.records));
     }
 
     /// Runs warps of a CTA; false when it has ended. By seed 0 every warp once, by others one warp

@@ -40,7 +40,7 @@ impl Machine<'_> {
             shared_known: Bits::new(self.l.shared as usize),
             bars: [Barrier::default(); 16],
             records: if self.check_race {
-                vec![race::FRESH; self.l.shared.div_ceil(4) as usize]
+                self.l.spare.take_shared(self.l.shared.div_ceil(4) as usize)
             } else {
                 Vec::new()
             },

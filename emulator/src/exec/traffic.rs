@@ -132,8 +132,8 @@ fn conflicts(addr: &[u64; 32], mask: u32, total: usize) -> u64 {
     let phases = (total / 4).clamp(1, 4);
     let per = 32 / phases;
     let mut extra = 0;
+    let mut words = [0u64; 32 * 4];
     for p in 0..phases {
-        let mut words = [0u64; 32 * 4];
         let mut n = 0;
         let mut banks = [0u8; 32];
         // The first word of each bank: without a conflict there is no other.

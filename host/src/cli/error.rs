@@ -45,6 +45,28 @@ pub enum CliError {
         /// Reason.
         source: std::io::Error,
     },
+    /// A file of telemetry or audits cannot be written.
+    #[error("cannot write {file}: {source}; name another file with {option}")]
+    Unwritable {
+        /// Path.
+        file: String,
+        /// The option that named it.
+        option: &'static str,
+        /// Reason.
+        source: std::io::Error,
+    },
+    /// A name that says no format.
+    #[error(
+        "--telemetry {file}: the name says no format; end it in .jsonl or .prom, or add --telemetry-format \
+         jsonl|prometheus"
+    )]
+    TelemetryFormat {
+        /// Path.
+        file: String,
+    },
+    /// A value that the library refuses.
+    #[error(transparent)]
+    Psa(#[from] psa::Error),
     /// stdout cannot be written.
     #[error("cannot write to stdout: {0}")]
     Output(#[from] std::io::Error),

@@ -5,11 +5,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use psa::Policy;
-use psa::eval::{Entrant, Record, ReplayOptions, Truth, evaluate};
+use psa::eval::{Entrant, Record, ReplayOptions, Truth, evaluate_audited};
 use psa::traces::Traces;
 
 use super::options::ReplayArgs;
 use super::table::{error, mass, percent};
+use super::watch::WatchArgs;
 use super::{CliError, Progress, Table, Verdict};
 
 /// Output error up to which dense attention counts as the recorded one: f16 inputs are exact, the
@@ -20,12 +21,14 @@ const DENSE_ERROR: f64 = 1e-3;
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  psa eval --traces tests/data/traces.safetensors\n  psa eval --traces T --policy \
-    progressive:0.95 --mirror 4 --json\n  psa eval --traces T --policy quest:0.4 --policy top-k:64 --case case3 --queries 8\n\n\
+    progressive:0.95 --mirror 4 --json\n  psa eval --traces T --policy quest:0.4 --policy top-k:64 --case case3 --queries 8\n  \
+    psa eval --traces T --telemetry steps.jsonl --audit 0.05\n  psa eval --traces T --audit 1 --calibration audit.svg\n\n\
     Policies: dense, top-k:F, top-p:M, progressive:M, certified:E, quest:F, mean:F, cuboid:F, oracle:M. F is a\n\
     fraction of the blocks (with a decimal point) or a number of blocks, M a share of the softmax mass, E the\n\
     largest share that may be missed.\n\n\
     Units: kv_fraction, metadata_fraction and missed_mass are shares of 1; the table shows the first two in per cent.\n\
-    certified_fraction, missed_bound, output_bound and bound_violations are null but for certified:E.\n\
+    certified_fraction, missed_bound, output_bound and bound_violations are null but for certified:E, audit but\n\
+    with --audit.\n\
     Exit code 1 where dense attention is not the recorded one, or a bound is below the truth."
 )]
 pub struct EvalArgs {
@@ -37,6 +40,8 @@ pub struct EvalArgs {
     policy: Vec<Policy>,
     #[command(flatten)]
     replay: ReplayArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
     /// One JSON object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -49,6 +54,7 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
     let progress = Progress::new(args.progress);
     let device = args.replay.backend.device(args.replay.seed, args.replay.gpu)?;
+    let watch = args.watch.prepare(args.replay.seed)?;
     let traces = Traces::load(&args.traces)?;
     let cases = traces.select(args.replay.case.as_deref())?;
     progress.say(&format!("{} case(s) of {}: exact masses", cases.len(), traces.origin));
@@ -64,10 +70,12 @@ pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
         queries: args.replay.queries,
         keep: false,
     };
-    let replays = evaluate(&pairs, traces.scale, &entrants, &options, &|step| {
+    let replays = evaluate_audited(&pairs, traces.scale, &entrants, &options, watch.audit, &|step| {
         progress.say(&format!("{} done, {} of {}", step.case, step.done, step.cases));
     })?;
 
+    let runs: Vec<_> = entrants.iter().copied().zip(replays.iter().map(Vec::as_slice)).collect();
+    watch.write(&runs, device.name())?;
     let mut records = Vec::new();
     for (&entrant, replays) in entrants.iter().zip(&replays) {
         records.extend(replays.iter().map(|replay| Record::of_case(entrant, device.name(), replay)));
@@ -80,6 +88,9 @@ pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
         }
     } else {
         write!(out, "{}", human_table(&records))?;
+        if watch.audit.is_some() {
+            write!(out, "\n{}", audit_table(&records))?;
+        }
     }
     out.flush()?;
     Ok(judge(&records))
@@ -119,6 +130,39 @@ fn judge(records: &[Record]) -> Verdict {
         verdict = Verdict::Bad;
     }
     verdict
+}
+
+/// What audits found, beside what was believed.
+fn audit_table(records: &[Record]) -> String {
+    let head = [
+        "policy",
+        "case",
+        "audited heads",
+        "believed missed mean",
+        "missed mean",
+        "p99",
+        "max",
+        "output err mean",
+        "max",
+        "more missed than believed %",
+    ];
+    let mut table = Table::new(2, &head);
+    for record in records {
+        let Some(audit) = &record.audit else { continue };
+        table.row(vec![
+            record.policy.clone(),
+            record.case.clone(),
+            audit.heads.to_string(),
+            mass(audit.believed_missed.mean),
+            mass(audit.missed_mass.mean),
+            mass(audit.missed_mass.p99),
+            mass(audit.missed_mass.max),
+            error(audit.output_error.mean),
+            error(audit.output_error.max),
+            percent(audit.underestimated),
+        ]);
+    }
+    table.render()
 }
 
 fn human_table(records: &[Record]) -> String {

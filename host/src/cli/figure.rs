@@ -63,7 +63,7 @@ impl Figure<'_> {
             .enumerate()
             .map(|(i, curve)| Series {
                 name: curve.name.clone(),
-                color: PALETTE[i % PALETTE.len()].to_owned(),
+                color: PALETTE[i % (PALETTE.len() - 1)].to_owned(),
                 marker: markers[i % markers.len()],
                 line: true,
                 points: curve.points.iter().map(|&(bytes, missed)| (bytes * 100.0, missed)).collect(),

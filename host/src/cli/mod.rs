@@ -5,6 +5,7 @@
 
 mod backend;
 mod bench_report;
+mod calibration;
 mod error;
 mod eval;
 pub mod figure;
@@ -15,6 +16,7 @@ mod options;
 mod progress;
 mod record;
 pub mod table;
+mod watch;
 
 use std::path::Path;
 use std::process::ExitCode;

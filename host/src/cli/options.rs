@@ -38,7 +38,7 @@ pub struct ReplayArgs {
     /// Which GPU the cuda backend uses, by its number in `psa info`; other backends ignore it
     #[arg(long, value_name = "INDEX", default_value_t = 0)]
     pub gpu: usize,
-    /// Order in which the emulator schedules; results do not depend on it, and other backends ignore it
+    /// Order in which the emulator schedules, which changes no result, and the sample of --audit
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Only the case of this name, for example case3

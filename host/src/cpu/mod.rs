@@ -234,6 +234,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
+        self.store.read_tokens(slots, k, v);
+        Ok(())
+    }
+
     fn knows_everything(&self) -> bool {
         true
     }

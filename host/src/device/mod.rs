@@ -8,14 +8,14 @@
 pub mod launches;
 
 use kernels_gpu::append::groups_touched;
-use kernels_gpu::layout::{full_groups, splits};
+use kernels_gpu::layout::{BLOCK, full_groups, key_offset, slot_elements, splits, value_offset};
 
 use psa_codegen::{LaunchError, Region};
 
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use crate::pool::{TableChange, Tables};
-use crate::{Device, Error};
+use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
 
 impl Device {
@@ -303,6 +303,21 @@ impl Backend for Kernels {
             });
         }
         self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))
+    }
+
+    fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
+        let (d, arena) = (self.cache.shape.head_dim, self.cache.arena.address());
+        let parts = k.chunks_mut(BLOCK * d).zip(v.chunks_mut(BLOCK * d));
+        for (&slot, (k, v)) in slots.iter().zip(parts) {
+            // Not whole slots: what lies beyond the last token was never written.
+            for (offset, part) in [(key_offset(d, 0), k), (value_offset(d, 0), v)] {
+                let element = slot as usize * slot_elements(d) + offset;
+                self.driver
+                    .download(arena + (element * Dtype::BYTES) as u64, bytemuck::cast_slice_mut(part))
+                    .map_err(failed(&self.name, "read K and V back"))?;
+            }
+        }
+        Ok(())
     }
 }
 

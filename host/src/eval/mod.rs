@@ -13,7 +13,7 @@ mod stats;
 mod truth;
 
 pub use matched::{Contender, Family, Field, Goal, MatchError, Quality, STEPS, Tuned, halves, tune};
-pub use record::{LseError, Record};
-pub use replay::{Entrant, EvalError, Progress, Replay, ReplayOptions, Step, evaluate};
+pub use record::{AuditSummary, LseError, Record};
+pub use replay::{Entrant, EvalError, Progress, Replay, ReplayOptions, Step, evaluate, evaluate_audited};
 pub use stats::{Stats, quantile};
 pub use truth::Truth;

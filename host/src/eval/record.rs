@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Entrant, Replay, Stats, Step};
+use crate::telemetry::{AuditRecord, Telemetry};
 use crate::{Dtype, MirrorFormat, Policy, Shape};
 
 /// Summary of one entrant on one case, or on all.
@@ -53,6 +54,8 @@ pub struct Record {
     pub output_bound: Option<Stats>,
     /// By `certified`: (step, query head) whose true missed mass is above its bound. Anything but 0 is a bug.
     pub bound_violations: Option<usize>,
+    /// What an audit found; null where there was none.
+    pub audit: Option<AuditSummary>,
     /// Sum of the times of all decode steps, appends not counted, in milliseconds. Cases run side by side,
     /// so it is neither the time that passed nor a benchmark.
     pub wall_ms: f64,
@@ -65,15 +68,50 @@ pub struct LseError {
     pub max: f64,
 }
 
+/// Audits of a replay: dense attention recomputed from the cache for a sample of the steps.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct AuditSummary {
+    /// (Step, query head) pairs audited.
+    pub heads: usize,
+    /// Share of the mass that the policy believed missed; under `certified` its bound.
+    pub believed_missed: Stats,
+    /// Share truly missed.
+    pub missed_mass: Stats,
+    /// ||o - o_dense|| / ||o_dense||.
+    pub output_error: Stats,
+    /// Share of the pairs that missed more than was believed.
+    pub underestimated: f64,
+}
+
+impl AuditSummary {
+    fn of<'a>(audits: impl Iterator<Item = &'a AuditRecord> + Clone) -> Option<AuditSummary> {
+        let all = |values: fn(&AuditRecord) -> &[f64]| {
+            audits.clone().flat_map(values).copied().collect::<Vec<f64>>()
+        };
+        let missed = all(|audit| &audit.true_missed);
+        let above: usize = audits.clone().map(AuditRecord::underestimated).sum();
+        (!missed.is_empty()).then(|| AuditSummary {
+            heads: missed.len(),
+            believed_missed: Stats::of(&all(|audit| &audit.believed_missed)),
+            missed_mass: Stats::of(&missed),
+            output_error: Stats::of(&all(|audit| &audit.output_error)),
+            underestimated: above as f64 / missed.len() as f64,
+        })
+    }
+}
+
 impl Record {
     /// Of one case.
     pub fn of_case(entrant: Entrant, backend: &str, replay: &Replay) -> Record {
-        summary(&replay.case, entrant, backend, replay.steps.iter())
+        let summary = summary(&replay.case, entrant, backend, replay.steps.iter());
+        Record { audit: AuditSummary::of(replay.telemetry.audits()), ..summary }
     }
 
     /// Of all cases together.
     pub fn of_all(entrant: Entrant, backend: &str, replays: &[Replay]) -> Record {
-        summary("all", entrant, backend, replays.iter().flat_map(|replay| &replay.steps))
+        let summary = summary("all", entrant, backend, replays.iter().flat_map(|replay| &replay.steps));
+        let audits = replays.iter().map(|replay| &replay.telemetry).flat_map(Telemetry::audits);
+        Record { audit: AuditSummary::of(audits), ..summary }
     }
 }
 
@@ -124,6 +162,7 @@ fn summary<'a>(
         missed_bound: certifies.then(|| Stats::of(&all(|s| &s.missed_bound))),
         output_bound: certifies.then(|| Stats::of(&all(|s| &s.output_bound))),
         bound_violations: certifies.then(|| steps.clone().map(above).sum()),
+        audit: None,
         wall_ms: steps.map(|s| s.time).sum::<Duration>().as_secs_f64() * 1e3,
     }
 }

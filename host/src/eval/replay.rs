@@ -10,6 +10,7 @@ use kernels_gpu::layout;
 use rayon::prelude::*;
 
 use super::Truth;
+use crate::telemetry::{Audit, Telemetry};
 use crate::traces::{Case, Elements};
 use crate::{
     BlockLimits, CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, Forced, KvCache, Mirror, Policy,
@@ -100,6 +101,8 @@ pub struct Replay {
     pub case: String,
     /// One a query.
     pub steps: Vec<Step>,
+    /// What the library itself says about them; a step's number is its query.
+    pub telemetry: Telemetry,
 }
 
 /// Reported after each case.
@@ -174,11 +177,26 @@ pub fn evaluate(
     options: &ReplayOptions,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Vec<Replay>>, EvalError> {
+    evaluate_audited(cases, scale, entrants, options, None, progress)
+}
+
+/// As [`evaluate`], with an audit of a sample in [`Replay::telemetry`].
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_audited(
+    cases: &[(&Case, &Truth)],
+    scale: f32,
+    entrants: &[Entrant],
+    options: &ReplayOptions,
+    audit: Option<Audit>,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Vec<Vec<Replay>>, EvalError> {
     let done = std::sync::atomic::AtomicUsize::new(0);
     let by_case: Vec<Vec<Replay>> = cases
         .par_iter()
         .map(|&(case, truth)| {
-            let replays = replay(case, truth, scale, entrants, options);
+            let replays = replay(case, truth, scale, entrants, options, audit);
             let done = 1 + done.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             progress(Progress { case: &case.name, done, cases: cases.len() });
             replays
@@ -200,8 +218,11 @@ fn replay(
     scale: f32,
     entrants: &[Entrant],
     options: &ReplayOptions,
+    audit: Option<Audit>,
 ) -> Result<Vec<Replay>, EvalError> {
-    let empty = || Replay { case: case.name.clone(), steps: Vec::new() };
+    let audit = audit.map(|audit| audit.named(&case.name));
+    let telemetry = || Telemetry::new(shape(case), case.queries);
+    let empty = || Replay { case: case.name.clone(), steps: Vec::new(), telemetry: telemetry() };
     let mut replays: Vec<Replay> = entrants.iter().map(|_| empty()).collect();
     let mut left: Vec<usize> = (0..entrants.len()).collect();
     while let Some(&first) = left.first() {
@@ -217,12 +238,21 @@ fn replay(
         for i in first_query..case.queries {
             run.append_up_to(case.visible(i))?;
             for (place, &e) in now.iter().enumerate() {
-                let step = run.step(place, i)?;
+                let step = run.step(place, i, audit, &mut replays[e].telemetry)?;
                 replays[e].steps.push(step);
             }
         }
     }
     Ok(replays)
+}
+
+/// Geometry of a cache that holds a case.
+fn shape(case: &Case) -> Shape {
+    let dtype = match case.q {
+        Elements::F16(_) => Dtype::F16,
+        Elements::Bf16(_) => Dtype::Bf16,
+    };
+    Shape { layers: 1, q_heads: case.group, kv_heads: 1, head_dim: case.head_dim, dtype }
 }
 
 /// A cache that holds a case, and the plans of the entrants that share it.
@@ -246,11 +276,6 @@ impl<'a> Run<'a> {
         policies: &[Policy],
         options: &ReplayOptions,
     ) -> Result<Run<'a>, EvalError> {
-        let dtype = match case.q {
-            Elements::F16(_) => Dtype::F16,
-            Elements::Bf16(_) => Dtype::Bf16,
-        };
-        let shape = Shape { layers: 1, q_heads: case.group, kv_heads: 1, head_dim: case.head_dim, dtype };
         let config = CacheConfig {
             capacity: Capacity::Tokens(case.context),
             max_sequences: 1,
@@ -261,7 +286,7 @@ impl<'a> Run<'a> {
             ..CacheConfig::default()
         };
         let failed = |what: String, source| EvalError::Run { case: case.name.clone(), what, source };
-        let cache = KvCache::new(&options.device, shape, config);
+        let cache = KvCache::new(&options.device, shape(case), config);
         let mut cache = cache.map_err(|source| failed("making the cache".into(), source))?;
         let sequence = cache.add_sequence().map_err(|source| failed("adding the sequence".into(), source))?;
         let plans = policies.iter().map(|&policy| {
@@ -289,21 +314,33 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn step(&mut self, place: usize, i: usize) -> Result<Step, EvalError> {
+    fn step(
+        &mut self,
+        place: usize,
+        i: usize,
+        audit: Option<Audit>,
+        telemetry: &mut Telemetry,
+    ) -> Result<Step, EvalError> {
         let case = self.case;
         let (group, d) = (case.group, case.head_dim);
         let plan = &mut self.plans[place];
         let query = case.query(i);
         let (mut out, mut lse) = (vec![0.0f32; group * d], vec![0.0f32; group]);
         let start = Instant::now();
-        plan.attend_with_lse(&mut self.cache, 0, query.rows(0..query.len()), &mut out, &mut lse).map_err(
-            |source| EvalError::Run {
-                case: case.name.clone(),
-                what: format!("{}, query {i}", plan.policy()),
-                source,
-            },
-        )?;
+        let rows = query.rows(0..query.len());
+        let failed = |what: &str| {
+            let what = format!("{}, {what} {i}", plan.policy());
+            move |source| EvalError::Run { case: case.name.clone(), what, source }
+        };
+        let (failed, not_observed, not_audited) =
+            (failed("query"), failed("telemetry of query"), failed("audit of query"));
+        plan.attend_with_lse(&mut self.cache, 0, rows, &mut out, &mut lse).map_err(failed)?;
         let time = start.elapsed();
+        telemetry.observe(i as u64, plan, 0).map_err(not_observed)?;
+        if let Some(audit) = audit {
+            let audits = audit.check(i as u64, plan, &mut self.cache, 0, rows, &out, &lse);
+            telemetry.add_audits(audits.map_err(not_audited)?);
+        }
 
         let report = plan.report();
         let selection = plan.selection(0, 0, 0).unwrap_or_default();

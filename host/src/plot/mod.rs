@@ -17,8 +17,10 @@ pub use bars::{Bars, Row};
 pub use chart::{Chart, Marker, Series};
 pub use svg::{Anchor, Rect, Svg};
 
-/// Colours that people with any colour vision can tell apart (Okabe and Ito), dark enough for white.
-pub const PALETTE: [&str; 7] = ["#0072b2", "#d55e00", "#009e73", "#a6418f", "#b07d00", "#2a8cc4", "#333333"];
+/// Colours that people with any colour vision can tell apart (Okabe and Ito, then a brown and a green), dark
+/// enough for white. The last, ink, is that of what the others are compared with.
+pub const PALETTE: [&str; 9] =
+    ["#0072b2", "#d55e00", "#009e73", "#a6418f", "#b07d00", "#2a8cc4", "#6b4226", "#6f9a00", "#333333"];
 
 /// Colour of text and axes.
 pub const INK: &str = "#222222";

@@ -140,6 +140,45 @@ fn reference_and_cpu_give_the_same_records() {
     assert_eq!(cpu[1].mirror.as_deref(), Some("box"));
 }
 
+/// An audit knows the cache and the step, [`Truth`] the file: two ways to the same numbers.
+#[test]
+fn audits_find_what_the_truth_of_the_file_says() {
+    let cases = [synthetic("case0", 3, 6, 500, 7), synthetic("case1", 2, 4, 333, 8)];
+    let truths = cases.each_ref().map(|case| Truth::of(case, 0.125, None).unwrap());
+    let pairs: Vec<_> = cases.iter().zip(&truths).collect();
+    let entrants = ["dense", "progressive:0.8", "certified:0.2", "quest:0.3", "oracle:0.7"]
+        .map(|policy| Entrant::new(policy.parse().unwrap(), Mirror::Bits4));
+    let all = Audit::new(1.0, 0).unwrap();
+    for device in [Device::cpu(), Device::reference()] {
+        let replays =
+            evaluate_audited(&pairs, 0.125, &entrants, &options(device), Some(all), &|_| ()).unwrap();
+        let mut missed = 0;
+        for (entrant, replay) in
+            entrants.iter().zip(&replays).flat_map(|(e, r)| r.iter().map(move |r| (e, r)))
+        {
+            let (records, audits): (Vec<_>, Vec<_>) =
+                (replay.telemetry.records().collect(), replay.telemetry.audits().collect());
+            assert_eq!((records.len(), audits.len()), (replay.steps.len(), replay.steps.len()));
+            for ((step, record), audit) in replay.steps.iter().zip(records).zip(audits) {
+                assert_eq!((record.step, audit.step), (step.query as u64, step.query as u64));
+                assert_eq!((record.blocks_read, record.blocks_total), (step.blocks_read, step.blocks_total));
+                for g in 0..step.missed.len() {
+                    // The same f64 sums of at most 500 terms.
+                    assert!((audit.true_missed[g] - step.missed[g]).abs() < 1e-12, "{entrant:?}");
+                    // The file's output is rounded to f32, 6e-8 of each channel.
+                    assert!((audit.output_error[g] - step.output_error[g]).abs() < 1e-6, "{entrant:?}");
+                    missed += (audit.true_missed[g] > 0.01) as usize;
+                }
+                if !step.missed_bound.is_empty() {
+                    assert_eq!(audit.believed_missed, step.missed_bound);
+                    assert_eq!(audit.underestimated(), 0);
+                }
+            }
+        }
+        assert!(missed > 50, "the policies missed too little to tell: {missed}");
+    }
+}
+
 #[test]
 fn bf16_cases_replay_as_f16_ones_do() {
     let mut case = synthetic("case0", 2, 2, 200, 3);
