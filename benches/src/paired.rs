@@ -1,5 +1,5 @@
 //! A decode step on the CPU beside others of the same length, in one run: our policies, a plain read of the same
-//! bytes, and what the caller adds (torch).
+//! bytes, and what the caller adds.
 //!
 //! Subjects take turns, one step each a round, so that whatever else the machine does meets all of them; a ratio is
 //! the median of the rounds' ratios, not the ratio of two medians.
@@ -17,7 +17,7 @@ use std::time::Instant;
 
 /// One thing to time.
 pub struct Subject {
-    /// Name in the record: `psa`, `read`, `torch-f32`, ..
+    /// Name in the record: `psa`, `read`, `torch-..`
     pub name: String,
     /// Policy in the record.
     pub policy: String,
@@ -125,7 +125,8 @@ fn rounds(subjects: &mut [Subject], rounds: usize) -> Vec<Vec<f64>> {
         };
         subjects.iter_mut().map(time).collect()
     };
-    (turn(), turn());
+    turn();
+    turn();
     (0..rounds).map(|_| turn()).collect()
 }
 

@@ -1,6 +1,5 @@
 //! The CPU backend against its own dense attention and a plain read, paired: `cpu-paired [TOKENS]... [--batch N]
-//! [--rounds N]`. Records as JSON, one a line. With torch beside it: `cargo run --release -p psa-torch-oracle
-//! --example cpu-paired`.
+//! [--rounds N]`. Records as JSON, one a line.
 
 use psa_benches::paired::{Options, run};
 use std::process::ExitCode;

@@ -22,9 +22,9 @@ impl<const D: usize> Split<D> {
     #[inline(always)]
     pub(crate) fn of(weights: &[i16; D]) -> Split<D> {
         let mut split = Split { high: [0; D], low: [0; D] };
-        for c in 0..D {
-            split.low[c] = weights[c] as i8;
-            split.high[c] = ((weights[c] - split.low[c] as i16) >> 8) as i8;
+        for ((&weight, high), low) in weights.iter().zip(&mut split.high).zip(&mut split.low) {
+            *low = weight as i8;
+            *high = ((weight - *low as i16) >> 8) as i8;
         }
         split
     }
