@@ -192,15 +192,26 @@ pub fn document(verdicts: &[Verdict], explanations: &[Explanation], kernels: &[S
         if of.is_empty() {
             continue;
         }
-        let _ = writeln!(out, "\n## Not reported: {class}\n");
+        let _ = writeln!(out, "\n## Not reported: {class}");
+        // One heading a reason, in the order in which they are first met.
+        let mut groups: Vec<(String, Vec<&Verdict>)> = Vec::new();
         for v in of {
             let why = match (&v.outcome, explained::reason(explanations, &v.mutant.id)) {
                 (Outcome::Wrong, why) => format!("wrong bytes, no report. {}", why.unwrap_or("")),
                 (_, Some(why)) => why.to_owned(),
-                (_, None) if !v.executed => "Executed by no scene.".into(),
-                (_, None) => "No reason yet.".into(),
+                (_, None) if !v.executed => "Executed by no scene, so nothing could see it.".into(),
+                (_, None) => "Unexplained: executed, unseen, and nobody has said why.".into(),
             };
-            let _ = writeln!(out, "* `{}`, line {}: {}. {}", v.mutant.id, v.line, change(v), why.trim_end());
+            match groups.iter_mut().find(|(reason, _)| *reason == why) {
+                Some((_, those)) => those.push(v),
+                None => groups.push((why, vec![v])),
+            }
+        }
+        for (why, those) in groups {
+            let _ = writeln!(out, "\n{} ({}):\n", why.trim_end().trim_end_matches('.'), those.len());
+            for v in those {
+                let _ = writeln!(out, "* `{}`, line {}: {}", v.mutant.id, v.line, change(v));
+            }
         }
     }
     out
@@ -219,7 +230,7 @@ schedules, otherwise under one.
 * *wrong bytes*: no finding, but memory after the launch differs from the clean run in at least one byte. Of the \
 classes other than synchronisation a mutant ends at whichever comes first.
 * *noticed*: reported or wrong bytes.
-* *survived*: neither. Each is named below. Of synchronisation, each has a reason, or the run fails.
+* *survived*: neither. Each is named below, by reason. Of synchronisation, each has a reason, or the run fails.
 * *not executed*: of those that survived, the ones whose instruction no scene executes. They count as not reported.
 * *%*: of all mutants.
 * *unexplained*: survivors without a reason yet.
