@@ -33,6 +33,7 @@ pub mod eval;
 pub mod plot;
 pub mod pool;
 pub mod reference;
+pub mod residency;
 pub mod store;
 pub mod telemetry;
 pub mod traces;

@@ -58,6 +58,7 @@ fn help_of_every_command_has_examples() {
         &["demo", "--help"],
         &["eval", "--help"],
         &["info", "--help"],
+        &["pool-study", "--help"],
         &["lengths", "--help"],
         &["match", "--help"],
         &["record", "--help"],
@@ -401,4 +402,31 @@ fn files_that_cannot_be_written_are_named_before_the_run() {
         assert!(words.iter().all(|word| error.contains(word)) && !error.contains("there/are/no"), "{error}");
     }
     assert!(!folder.0.join("steps").exists());
+}
+
+#[test]
+fn pool_study_prints_a_record_a_policy_and_capacity_and_draws_a_picture() {
+    let folder = Folder::new("pool-study");
+    let file = folder.0.join("p.svg").display().to_string();
+    let small =
+        ["pool-study", "--traces", BUNDLED, "--case", "case0", "--capacity", "0.5", "--sequences", "1"];
+    let output = psa(&[&small[..], &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let records = json_lines(&output);
+    for policy in
+        ["lru-equal-shares", "lru-demand-shares", "lru", "clock", "frequency", "score-weighted", "belady"]
+    {
+        let record = records.iter().find(|record| record["policy"] == policy).unwrap();
+        assert_eq!(record["capacity"], 0.5);
+        assert!(record["miss_rate"].as_f64().is_some_and(|rate| (0.0..1.0).contains(&rate)), "{record}");
+        assert!(record["mb_per_token"].is_f64(), "{record}");
+    }
+    let output = psa(&[&small[..], &["--out", &file]].concat());
+    assert!(text(&output.stdout).contains("picture: "), "{}", text(&output.stderr));
+    assert!(std::fs::read_to_string(&file).unwrap().ends_with("</svg>\n"));
+    for wrong in [["--capacity", "0"], ["--capacity", "1.5"], ["--decay", "nan"], ["--warm-up", "400"]] {
+        let output = psa(&[&["pool-study", "--json"][..], &wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{wrong:?}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Errors of the commands, all of which end with exit code 2.
 
 use psa::eval::EvalError;
+use psa::residency::AccessError;
 use psa::traces::TraceError;
 
 /// Why a command could not do its work.
@@ -9,6 +10,9 @@ pub enum CliError {
     /// The traces cannot be used.
     #[error(transparent)]
     Traces(#[from] TraceError),
+    /// Recorded reads cannot be used.
+    #[error(transparent)]
+    Accesses(#[from] AccessError),
     /// A replay failed.
     #[error(transparent)]
     Eval(#[from] EvalError),

@@ -13,6 +13,7 @@ mod info;
 mod lengths;
 mod matched;
 mod options;
+mod pool_study;
 mod progress;
 mod record;
 pub mod table;
@@ -66,6 +67,8 @@ enum Command {
     Lengths(lengths::LengthsArgs),
     /// Make a psa-traces-v1 file from a q/k/v dump, a generator, or a shorter recording
     Record(record::RecordArgs),
+    /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
+    PoolStudy(pool_study::PoolStudyArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Match(args) => matched::run(&args),
         Command::Lengths(args) => lengths::run(&args),
         Command::Record(args) => record::run(&args),
+        Command::PoolStudy(args) => pool_study::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };
