@@ -228,12 +228,12 @@ fn shared_memory_above_48_kib_is_allowed_once_a_kernel() {
     let turn = Turn::take("");
     let mut driver = turn.driver();
     let address = driver.alloc(4096, "test").unwrap();
-    assert_eq!(kernel(LARGE).shared_bytes, 67_584);
+    assert_eq!(kernel(LARGE).shared_bytes, 65_600);
     // The fake refuses the launch without the attribute.
     driver.launch(&launch(LARGE, address)).unwrap();
     driver.launch(&launch(LARGE, address)).unwrap();
     driver.launch(&launch(SMALL, address)).unwrap();
-    assert_eq!(turn.controls.calls("cuFuncSetAttribute"), ["cuFuncSetAttribute plan_n8192 8 67584"]);
+    assert_eq!(turn.controls.calls("cuFuncSetAttribute"), ["cuFuncSetAttribute plan_n8192 8 65600"]);
     assert_eq!(turn.count("launch"), 3);
     static HUGE: LazyLock<KernelDescriptor> =
         LazyLock::new(|| KernelDescriptor { shared_bytes: 300_000, ..*kernel(LARGE) });

@@ -71,10 +71,14 @@ fn add_blocks_body<L: Lanes, F: Format, const D: usize>(
     let mut weights = [[0.0f32; BLOCK]; MAX_GROUP];
     let queries = queries.scaled.as_chunks::<D>().0;
     let outputs = part.o.as_chunks_mut::<D>().0;
-    for &block in order.iter().step_by(stride) {
-        let visible = view.tokens_of_block(block as usize);
-
-        widen_rows::<F, D>(view.block_keys(block as usize), &mut rows);
+    let mut blocks = order.iter().step_by(stride).map(|&block| block as usize).peekable();
+    while let Some(block) = blocks.next() {
+        let visible = view.tokens_of_block(block);
+        // Slots lie anywhere, and hardware prefetchers stop at the end of a page of 4 KiB.
+        if let Some(&next) = blocks.peek() {
+            L::prefetch(view.block_keys(next));
+        }
+        widen_rows::<F, D>(view.block_keys(block), &mut rows);
         for (g, q) in queries.iter().enumerate() {
             let mut scores = L::dots(q, &rows);
             for score in &mut scores {
@@ -96,7 +100,10 @@ fn add_blocks_body<L: Lanes, F: Format, const D: usize>(
             }
         }
 
-        widen_rows::<F, D>(view.block_values(block as usize), &mut rows);
+        if let Some(&next) = blocks.peek() {
+            L::prefetch(view.block_values(next));
+        }
+        widen_rows::<F, D>(view.block_values(block), &mut rows);
         for (o, weights) in outputs.iter_mut().zip(&weights) {
             for c in (0..D).step_by(32) {
                 let mut sum = [0.0f32; 32];

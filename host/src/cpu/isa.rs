@@ -19,7 +19,7 @@ pub(crate) enum Level {
     Portable,
     /// AVX2, FMA: x86-64 of 2013 and later.
     Avx2,
-    /// AVX-512 F, BW, DQ, VL.
+    /// AVX-512 F, BW, DQ, VL, VNNI: Ice Lake of 2019, Zen 4 and later.
     Avx512,
 }
 
@@ -44,6 +44,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl")
+                && is_x86_feature_detected!("avx512vnni")
             {
                 all.push(Isa(Level::Avx512));
             }
@@ -61,7 +62,7 @@ impl fmt::Display for Isa {
         f.write_str(match self.0 {
             Level::Portable => "portable",
             Level::Avx2 => "avx2 + fma",
-            Level::Avx512 => "avx512",
+            Level::Avx512 => "avx512 + vnni",
         })
     }
 }
@@ -85,7 +86,7 @@ macro_rules! per_isa {
                 fn avx2<$($gen)*>($($p: $t),*) $(-> $r)? {
                     $body::<lanes::Avx2, $($arg)*>($($p),*)
                 }
-                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512<$($gen)*>($($p: $t),*) $(-> $r)? {
                     $body::<lanes::Avx512, $($arg)*>($($p),*)

@@ -3,11 +3,38 @@
 //! A sum over lanes is pairwise at distance 8, 4, 2, 1, in every implementation; `Portable` is the
 //! definition.
 
-use kernels_gpu::layout::BLOCK;
+use kernels_gpu::layout::{BLOCK, MAX_GROUP};
 use kernels_gpu::numeric::fma;
 
 /// Codes of a mirror page, unpacked: 16-bit integers `[4][64][D / 4]`, see `score`.
 pub(crate) type Codes<const D: usize> = [[[i16; D]; BLOCK]; 4];
+
+/// Weights as two signed bytes, `w = 256 high + low`: exact, as `|w| <= 2^14` leaves `|high| <= 64`. In the order
+/// of [`packed_dots`](Lanes::packed_dots): `[D / 16 words][4 places][4 bytes]`, which is that of the channels.
+#[derive(Clone, Copy)]
+pub(crate) struct Split<const D: usize> {
+    pub high: [i8; D],
+    pub low: [i8; D],
+}
+
+impl<const D: usize> Split<D> {
+    /// Of weights in the order of the channels.
+    #[inline(always)]
+    pub(crate) fn of(weights: &[i16; D]) -> Split<D> {
+        let mut split = Split { high: [0; D], low: [0; D] };
+        for ((&weight, high), low) in weights.iter().zip(&mut split.high).zip(&mut split.low) {
+            *low = weight as i8;
+            *high = ((weight - *low as i16) >> 8) as i8;
+        }
+        split
+    }
+}
+
+/// Tokens that are scored at a time.
+pub(crate) const CHUNK: usize = 64;
+
+/// Dot products `[head][block][token]` of 64 tokens.
+pub(crate) type ChunkDots = [[[i32; BLOCK]; CHUNK / BLOCK]; MAX_GROUP];
 
 /// Operations on 16 lanes.
 pub(crate) trait Lanes: Copy {
@@ -17,6 +44,40 @@ pub(crate) trait Lanes: Copy {
 
     /// Integer dot products of weights `[4][D / 4]` with the codes of a page's block.
     fn code_dots<const D: usize>(weights: &[i16; D], codes: &Codes<D>, block: usize) -> [i32; BLOCK];
+
+    /// Whether [`packed_dots`](Lanes::packed_dots) is there and faster than unpacking the codes.
+    const PACKED: bool = false;
+
+    /// Integer dot products of the heads' weights with 64 tokens of a 2-bit plane as the page has it, rows of
+    /// `D / 4` bytes: `[head][block][token]`.
+    #[inline(always)]
+    fn packed_dots<const D: usize>(_weights: &[Split<D>], _plane: &[u8]) -> ChunkDots {
+        unreachable!("only where PACKED says so")
+    }
+
+    /// Asks for memory that will be read soon. Changes nothing.
+    #[inline(always)]
+    fn prefetch<T>(_data: &[T]) {}
+
+    /// Sums over the lanes of 16 vectors.
+    #[inline(always)]
+    fn sums(x: &[[f32; 16]; 16]) -> [f32; 16] {
+        let mut sums = [0.0; 16];
+        for (sum, x) in sums.iter_mut().zip(x) {
+            *sum = Self::sum(*x);
+        }
+        sums
+    }
+
+    /// Largest lanes of 16 vectors, none of which is NaN.
+    #[inline(always)]
+    fn maxima(x: &[[f32; 16]; 16]) -> [f32; 16] {
+        let mut maxima = [0.0; 16];
+        for (max, x) in maxima.iter_mut().zip(x) {
+            *max = Self::max(*x);
+        }
+        maxima
+    }
 
     /// Sum of the lanes.
     fn sum(x: [f32; 16]) -> f32;
@@ -78,7 +139,7 @@ pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{BLOCK, Codes, Lanes};
+    use super::{BLOCK, CHUNK, ChunkDots, Codes, Lanes, MAX_GROUP, Split};
     use std::arch::x86_64::*;
 
     /// AVX2 and FMA. Its functions may run only where these are: inside the copies that `per_isa` makes
@@ -91,6 +152,14 @@ mod x86 {
     pub(crate) struct Avx512;
 
     impl Lanes for Avx2 {
+        #[inline(always)]
+        fn prefetch<T>(data: &[T]) {
+            for line in (0..size_of_val(data)).step_by(64) {
+                // SAFETY: every x86-64 has the instruction, and the address is inside the slice.
+                unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().byte_add(line).cast()) };
+            }
+        }
+
         #[inline(always)]
         fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
             // SAFETY: the type's promise; D is a multiple of 16, so all loads are inside the arrays.
@@ -140,6 +209,18 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn sums(x: &[[f32; 16]; 16]) -> [f32; 16] {
+            // SAFETY: the type's promise.
+            unsafe { store_f32(fold(halve(x, |a, b| _mm256_add_ps(a, b)), |a, b| _mm256_add_ps(a, b))) }
+        }
+
+        #[inline(always)]
+        fn maxima(x: &[[f32; 16]; 16]) -> [f32; 16] {
+            // SAFETY: the type's promise.
+            unsafe { store_f32(fold(halve(x, |a, b| _mm256_max_ps(a, b)), |a, b| _mm256_max_ps(a, b))) }
+        }
+
+        #[inline(always)]
         fn sum(x: [f32; 16]) -> f32 {
             // SAFETY: the type's promise; the loads are inside the array.
             unsafe {
@@ -165,6 +246,13 @@ mod x86 {
     }
 
     impl Lanes for Avx512 {
+        const PACKED: bool = true;
+
+        #[inline(always)]
+        fn prefetch<T>(data: &[T]) {
+            Avx2::prefetch(data);
+        }
+
         #[inline(always)]
         fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
             // SAFETY: the type's promise; D is a multiple of 16, so all loads are inside the arrays.
@@ -188,6 +276,39 @@ mod x86 {
         }
 
         #[inline(always)]
+        fn packed_dots<const D: usize>(weights: &[Split<D>], plane: &[u8]) -> ChunkDots {
+            let mut dots = [[[0; BLOCK]; CHUNK / BLOCK]; MAX_GROUP];
+            let row = D / 4;
+            assert!(plane.len() >= CHUNK * row && weights.len() <= MAX_GROUP);
+            // Lanes are tokens: a word of a row is 16 channels, 4 in each place of its bytes.
+            let mut words = [[0u32; BLOCK]; 8];
+            for block in 0..CHUNK / BLOCK {
+                let tokens = &plane[block * BLOCK * row..][..BLOCK * row];
+                // SAFETY: the type's promise; 16 rows are in the slice.
+                unsafe { transpose::<D>(tokens, &mut words) };
+                for (weights, dots) in weights.chunks(4).zip(dots.chunks_mut(4)) {
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|g| &weights[g.min(weights.len() - 1)]);
+                    // SAFETY: the type's promise.
+                    let sums = unsafe { four_dots::<D>([a, b, c, d], &words) };
+                    for (dots, sum) in dots.iter_mut().zip(sums).take(weights.len()) {
+                        dots[block] = sum;
+                    }
+                }
+            }
+            dots
+        }
+
+        #[inline(always)]
+        fn sums(x: &[[f32; 16]; 16]) -> [f32; 16] {
+            Avx2::sums(x)
+        }
+
+        #[inline(always)]
+        fn maxima(x: &[[f32; 16]; 16]) -> [f32; 16] {
+            Avx2::maxima(x)
+        }
+
+        #[inline(always)]
         fn sum(x: [f32; 16]) -> f32 {
             Avx2::sum(x)
         }
@@ -195,6 +316,87 @@ mod x86 {
         #[inline(always)]
         fn max(x: [f32; 16]) -> f32 {
             Avx2::max(x)
+        }
+    }
+
+    /// Words of 16 rows of `D / 4` bytes, by word: `[D / 16][16 rows]`.
+    ///
+    /// # Safety
+    /// AVX2; `rows` holds 16 rows.
+    #[inline(always)]
+    unsafe fn transpose<const D: usize>(rows: &[u8], words: &mut [[u32; BLOCK]; 8]) {
+        // SAFETY: the caller's promise; D is 64 or 128, a row 4 or 8 words, so all loads are inside the rows.
+        unsafe {
+            let row = D / 4;
+            for half in 0..row / 16 {
+                for quad in 0..4 {
+                    let load =
+                        |t: usize| _mm_loadu_ps(rows.as_ptr().add((quad * 4 + t) * row + half * 16).cast());
+                    let (mut a, mut b, mut c, mut d) = (load(0), load(1), load(2), load(3));
+                    _MM_TRANSPOSE4_PS(&mut a, &mut b, &mut c, &mut d);
+                    for (w, x) in [a, b, c, d].into_iter().enumerate() {
+                        _mm_storeu_ps(words[half * 4 + w].as_mut_ptr().add(quad * 4).cast(), x);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Dot products of 16 tokens with the weights of 4 heads. Sums of at most `D * 3 * 128` in each half.
+    ///
+    /// # Safety
+    /// AVX-512 F and VNNI.
+    #[inline(always)]
+    unsafe fn four_dots<const D: usize>(
+        weights: [&Split<D>; 4],
+        words: &[[u32; BLOCK]; 8],
+    ) -> [[i32; BLOCK]; 4] {
+        // SAFETY: the caller's promise; loads and stores are of whole arrays, and of 4 bytes inside the weights.
+        unsafe {
+            let (mut high, mut low) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_si512(); 4]);
+            let places = _mm512_set1_epi8(3);
+            for (w, word) in words.iter().enumerate().take(D / 16) {
+                let word = _mm512_loadu_si512(word.as_ptr().cast());
+                let codes = [
+                    _mm512_and_si512(word, places),
+                    _mm512_and_si512(_mm512_srli_epi32::<2>(word), places),
+                    _mm512_and_si512(_mm512_srli_epi32::<4>(word), places),
+                    _mm512_and_si512(_mm512_srli_epi32::<6>(word), places),
+                ];
+                for (j, codes) in codes.into_iter().enumerate() {
+                    for g in 0..4 {
+                        let four = |bytes: &[i8; D]| {
+                            _mm512_set1_epi32(
+                                bytes.as_ptr().add(16 * w + 4 * j).cast::<i32>().read_unaligned(),
+                            )
+                        };
+                        high[g] = _mm512_dpbusd_epi32(high[g], codes, four(&weights[g].high));
+                        low[g] = _mm512_dpbusd_epi32(low[g], codes, four(&weights[g].low));
+                    }
+                }
+            }
+            let mut dots = [[0i32; BLOCK]; 4];
+            for g in 0..4 {
+                let sum = _mm512_add_epi32(_mm512_slli_epi32::<8>(high[g]), low[g]);
+                _mm512_storeu_si512(dots[g].as_mut_ptr().cast(), sum);
+            }
+            dots
+        }
+    }
+
+    /// Lanes at distance 8 of 16 vectors.
+    ///
+    /// # Safety
+    /// AVX.
+    #[inline(always)]
+    unsafe fn halve(x: &[[f32; 16]; BLOCK], add: impl Fn(__m256, __m256) -> __m256) -> [__m256; BLOCK] {
+        // SAFETY: the caller's promise; the loads are inside the arrays.
+        unsafe {
+            let mut halves = [_mm256_setzero_ps(); BLOCK];
+            for (half, x) in halves.iter_mut().zip(x) {
+                *half = add(_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8)));
+            }
+            halves
         }
     }
 

@@ -3,13 +3,14 @@
 //! A page's codes are unpacked once for all heads of the group, 64 tokens at a time, into 16-bit integers
 //! `[4][64][D / 4]` that meet 16-bit weights: of planes of 2 bits first the lowest two bits of every byte, then the
 //! next two. Integer sums do not care about the order of channels, so only the weights have to follow it
-//! ([`position`]). Boxes have a fast path of their own; the other summaries go through [`Estimator`].
+//! ([`position`]). With AVX-512 VNNI pages are not unpacked: lanes are tokens there, and codes of a byte meet weights
+//! split into two. Boxes have a fast path of their own; the other summaries go through [`Estimator`].
 //!
 //! A nested page is looked at twice, as the reference defines it: the coarse plane of all blocks, then all planes
 //! of those that may matter.
 
 use super::isa::{Isa, per_isa};
-use super::lanes::{Codes, Lanes};
+use super::lanes::{CHUNK, ChunkDots, Codes, Lanes, Split};
 use super::{Queries, by_format};
 use crate::Mirror;
 use crate::element::{F16, Format};
@@ -19,9 +20,6 @@ use crate::reference::score::{matters, open_rounding, threshold};
 use crate::store::HeadView;
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, box_offset, plane_row_bytes, step_offset};
 use kernels_gpu::numeric::{Unit, exp2, finite_score, fma, log2};
-
-/// Tokens whose codes are unpacked at a time.
-const CHUNK: usize = 64;
 
 /// Where scores go; rows are `width` long.
 pub(super) struct Scores<'a> {
@@ -74,6 +72,9 @@ fn score_row_body<L: Lanes, F: Format, const D: usize>(
 
     for group in 0..pages {
         let page = view.page(group);
+        if group + 1 < pages {
+            L::prefetch(view.page(group + 1));
+        }
         match bits {
             Some(bits) => {
                 let page = Page { bytes: page, bits, tokens: format.group };
@@ -271,14 +272,23 @@ fn score_page<L: Lanes, const D: usize>(
     target: Target<'_>,
     log_mass: &mut [f32],
 ) {
+    let packed = L::PACKED && page.bits > 1 && page.tokens >= CHUNK;
     let (zeros, natural_steps) = (halves::<D>(page.bytes, 0), halves::<D>(page.bytes, step_offset(D)));
-    let mut steps = [0.0f32; D];
-    for c in 0..D {
-        steps[position::<D>(page.bits, c)] = natural_steps[c];
+    let mut steps = natural_steps;
+    if !packed {
+        for c in 0..D {
+            steps[position::<D>(page.bits, c)] = natural_steps[c];
+        }
     }
     let mut heads = [Head { unit: Unit::of_peak(0.0), zero: 0.0, weights: [0; D], all: 0 }; MAX_GROUP];
-    for ((to, query), permuted) in heads.iter_mut().zip(queries).zip(permuted) {
-        *to = head::<L, D>(query, permuted, &zeros, &steps);
+    let mut split = [Split { high: [0; D], low: [0; D] }; MAX_GROUP];
+    let heads = &mut heads[..queries.len()];
+    let split = &mut split[..queries.len()];
+    for (g, query) in queries.iter().enumerate() {
+        heads[g] = head::<L, D>(query, if packed { query } else { &permuted[g] }, &zeros, &steps);
+        if packed {
+            split[g] = Split::of(&heads[g].weights);
+        }
     }
     let left = if used < page.bits.div_ceil(2) { page.bits - 2 * used } else { 0 };
     let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
@@ -289,24 +299,47 @@ fn score_page<L: Lanes, const D: usize>(
         if !(0..blocks).any(wanted) {
             continue;
         }
-        unpack::<D>(page, used, chunk, &mut codes);
-        for (g, head) in heads[..queries.len()].iter().enumerate() {
-            let mut scores = [[0.0f32; BLOCK]; CHUNK / BLOCK];
-            for (block, scores) in scores.iter_mut().enumerate().take(blocks) {
-                let dots = L::code_dots(&head.weights, &codes, block);
-                for (score, dot) in scores.iter_mut().zip(dots) {
-                    *score = if left > 0 {
-                        coarse_score(head.unit, head.zero, dot, head.all, left)
-                    } else {
-                        head.unit.score(head.zero, dot)
-                    };
+        let mut dots: ChunkDots = [[[0; BLOCK]; CHUNK / BLOCK]; MAX_GROUP];
+        if packed {
+            let bytes = plane_row_bytes(D);
+            for p in 0..used {
+                let plane = &page.bytes[4 * D + (p * page.tokens + chunk * CHUNK) * bytes..][..CHUNK * bytes];
+                let more = L::packed_dots::<D>(split, plane);
+                for g in 0..queries.len() {
+                    for (dot, &more) in dots[g].as_flattened_mut().iter_mut().zip(more[g].as_flattened()) {
+                        *dot = 4 * *dot + more;
+                    }
                 }
             }
-            let masses = block_masses::<L, _>(&scores);
-            let row = &mut log_mass[g * target.width + target.first + first..][..blocks];
-            for (block, (to, mass)) in row.iter_mut().zip(masses).enumerate() {
-                if wanted(block) {
-                    *to = mass;
+        } else {
+            unpack::<D>(page, used, chunk, &mut codes);
+            for (head, dots) in heads.iter().zip(&mut dots) {
+                for (block, dots) in dots.iter_mut().enumerate().take(blocks) {
+                    *dots = L::code_dots(&head.weights, &codes, block);
+                }
+            }
+        }
+        for (quad, heads) in heads.chunks(4).enumerate() {
+            let mut scores = [[0.0f32; BLOCK]; 16];
+            for (g, head) in heads.iter().enumerate() {
+                for block in 0..blocks {
+                    for t in 0..BLOCK {
+                        let dot = dots[4 * quad + g][block][t];
+                        scores[4 * g + block][t] = if left > 0 {
+                            coarse_score(head.unit, head.zero, dot, head.all, left)
+                        } else {
+                            head.unit.score(head.zero, dot)
+                        };
+                    }
+                }
+            }
+            let masses = block_masses::<L>(&scores);
+            for g in 0..heads.len() {
+                let row = &mut log_mass[(4 * quad + g) * target.width + target.first + first..][..blocks];
+                for (block, to) in row.iter_mut().enumerate() {
+                    if wanted(block) {
+                        *to = masses[4 * g + block];
+                    }
                 }
             }
         }
@@ -349,21 +382,20 @@ fn unpack<const D: usize>(page: Page<'_>, used: usize, chunk: usize, codes: &mut
     }
 }
 
-/// log2 of the sum of `2^score`, for some blocks; scores of tokens that are not there are `-inf`.
+/// log2 of the sum of `2^score`, for 16 blocks; scores of tokens that are not there are `-inf`.
 #[inline(always)]
-fn block_masses<L: Lanes, const N: usize>(scores: &[[f32; BLOCK]; N]) -> [f32; N] {
-    let (mut tops, mut sums) = ([0.0f32; N], [0.0f32; N]);
-    for ((scores, top), sum) in scores.iter().zip(&mut tops).zip(&mut sums) {
-        *top = L::max(*scores);
-        let mut e = [0.0f32; BLOCK];
-        for i in 0..BLOCK {
-            e[i] = exp2(scores[i] - *top);
+fn block_masses<L: Lanes>(scores: &[[f32; BLOCK]; 16]) -> [f32; 16] {
+    let tops = L::maxima(scores);
+    let mut e = [[0.0f32; BLOCK]; 16];
+    for b in 0..16 {
+        for t in 0..BLOCK {
+            e[b][t] = exp2(scores[b][t] - tops[b]);
         }
-        *sum = L::sum(e);
     }
-    let mut masses = [0.0f32; N];
-    for i in 0..N {
-        masses[i] = tops[i] + log2(sums[i]);
+    let sums = L::sums(&e);
+    let mut masses = [0.0f32; 16];
+    for b in 0..16 {
+        masses[b] = tops[b] + log2(sums[b]);
     }
     masses
 }
@@ -384,18 +416,23 @@ fn score_open<L: Lanes, F: Format, const D: usize>(
             columns[c][t] = F::widen(key[c]);
         }
     }
-    for (g, q) in queries.iter().enumerate() {
+    // Of MAX_GROUP heads; the others' are not stored.
+    let mut scores = [[0.0f32; BLOCK]; 16];
+    for (q, scores) in queries.iter().zip(&mut scores) {
         let mut dots = [0.0f32; BLOCK];
         for c in 0..D {
             for t in 0..BLOCK {
                 dots[t] = fma(q[c], columns[c][t], dots[t]);
             }
         }
-        let mut scores = [f32::NEG_INFINITY; BLOCK];
+        *scores = [f32::NEG_INFINITY; BLOCK];
         for t in 0..keys.len() {
             scores[t] = finite_score(dots[t]);
         }
-        [log_mass[g * width + block]] = block_masses::<L, _>(&[scores]);
+    }
+    let masses = block_masses::<L>(&scores);
+    for g in 0..queries.len() {
+        log_mass[g * width + block] = masses[g];
     }
 }
 

@@ -198,21 +198,25 @@ impl Accesses {
                 expected: "of shape [steps, layers, kv_heads, ceil(blocks / 8)]".to_owned(),
             });
         };
-        // Block numbers of 1,024 sequences fit in 32 bits.
-        let row_blocks = number("blocks", 1..(1 << 22) / (layers * kv_heads).max(1) + 1)?;
-        if tensor.dtype() != Dtype::U8 || width != row_blocks.div_ceil(8) || steps * layers * kv_heads == 0 {
+        // Fewer blocks than a thousandth of what 32 bits number, for many sequences.
+        let row_blocks = number("blocks", 1..(1 << 21) / layers.saturating_mul(kv_heads).max(1) + 1)?;
+        if tensor.dtype() != Dtype::U8
+            || width != row_blocks.div_ceil(8)
+            || steps * layers * kv_heads == 0
+            || layers > 1 << 15
+        {
             return Err(AccessError::Tensor {
                 file: file(),
                 found: format!("{:?} {shape:?}", tensor.dtype()),
                 expected: format!(
-                    "U8 with at least one step, layer and head, and {} bytes a row for {row_blocks} blocks",
+                    "U8 with at least one step, layer and head, at most 32,768 layers, and {} bytes a row for {row_blocks} blocks",
                     row_blocks.div_ceil(8)
                 ),
             });
         }
         // The range says both that all steps have a token and that the last step's blocks are all there.
         let last_token = row_blocks * BLOCK;
-        let context = number("context", steps.max(last_token - BLOCK + 1)..last_token.max(steps) + 1)?;
+        let context = number("context", steps.max(last_token - BLOCK + 1)..last_token + 1)?;
         let rows = (0..layers * kv_heads)
             .map(|r| Row { layer: r / kv_heads, kv_head: r % kv_heads, context })
             .collect();

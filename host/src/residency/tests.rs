@@ -295,6 +295,9 @@ fn files_that_contradict_themselves_are_refused_with_the_value() {
     let mut bad = good;
     bad[3].1 = "49";
     assert!(read(&[2, 1, 1, 1], &[0; 2], &bad).unwrap_err().contains("\"49\""));
+    // More steps than tokens fit in the blocks.
+    let long = read(&[60, 1, 1, 1], &[0; 60], &[good[0], good[1], good[2], ("context", "60")]);
+    assert!(long.unwrap_err().contains("context"));
     bad[0].1 = "other";
     assert!(read(&[2, 1, 1, 1], &[0; 2], &bad).unwrap_err().contains("psa-accesses-v1"));
     let options = StudyOptions { capacities: vec![0.5], sequences: 2, warm_up: 1, decay: DECAY };
