@@ -121,7 +121,6 @@ class Step:
         blocks = tokens // BLOCK
         groups = tokens // QUANT_GROUP
         rows, heads = batch * kv_heads, batch * kv_heads * group
-        self.tile = 1 << (group - 1).bit_length()
         self.splits = splits(blocks)
         self.arena = alloc(rows * blocks * 4 * BLOCK * head_dim)
         self.mirror = alloc(rows * groups * page_bytes(head_dim))
@@ -137,8 +136,8 @@ class Step:
         self.count = alloc(4 * rows)
         self.peak = alloc(4 * heads)
         self.rest = alloc(8 * heads)
-        self.partial = alloc(4 * rows * self.splits * self.tile * head_dim)
-        self.partial_ml = alloc(8 * rows * self.splits * self.tile)
+        self.partial = alloc(4 * heads * self.splits * head_dim)
+        self.partial_ml = alloc(8 * heads * self.splits)
         self.out = alloc(4 * heads * head_dim)
         self.lse = alloc(4 * heads)
         self.read = alloc(8 * rows)
@@ -201,7 +200,7 @@ class Step:
             order=self.order, count=self.count, partial=self.partial, partial_ml=self.partial_ml,
             scale=scale, group=group, max_splits=self.splits, **self._layer(),
         )
-        name = f"bf16_d{head_dim}_g{self.tile}"
+        name = f"bf16_d{head_dim}"
         self._launch(f"attend_{name}", (self.splits, kv_heads, batch), shared, stream)
         self._launch(
             f"merge_{name}",

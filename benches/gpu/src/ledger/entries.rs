@@ -8,7 +8,10 @@
 use half::{bf16, f16};
 
 use super::module::MMA_LANE_WORDS;
-use super::values::{half_pairs, halves, integers, long_integers, mma_inputs, tuples, unary, words3};
+use super::values::{
+    double_pairs, doubles_beside_floats, half_pairs, halves, integers, long_integers, mma_inputs, tuples,
+    unary, words3,
+};
 
 /// How the kernel of an entry works.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +20,17 @@ pub enum Shape {
     Elementwise(&'static str),
     /// A warp an input; the element type.
     Mma(&'static str),
+}
+
+/// How two outputs compare: floats are the same where both are NaN, whatever its payload.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Output {
+    /// Bits.
+    Integer,
+    /// A word each.
+    F32,
+    /// Two words each, the lower one first.
+    F64,
 }
 
 /// An instruction.
@@ -30,8 +44,8 @@ pub struct Entry {
     pub words_in: usize,
     /// 32-bit words of an output.
     pub words_out: usize,
-    /// True where the output words are f32.
-    pub float_out: bool,
+    /// What the output words are.
+    pub output: Output,
     /// What errors count.
     pub unit: &'static str,
     /// Largest error that its definition allows.
@@ -61,6 +75,17 @@ impl Entry {
     }
 }
 
+/// PTX of an operation on two f64.
+macro_rules! binary_f64 {
+    ($opcode:literal) => {
+        concat!(
+            "\tmov.b64 %rd5, {%r10, %r11};\n\tmov.b64 %rd6, {%r12, %r13};\n\t",
+            $opcode,
+            " %rd7, %rd5, %rd6;\n\tmov.b64 {%r20, %r21}, %rd7;\n"
+        )
+    };
+}
+
 /// All of them.
 pub fn all() -> Vec<Entry> {
     let elementwise = |opcode, code, words_in, error, make| Entry {
@@ -68,14 +93,15 @@ pub fn all() -> Vec<Entry> {
         shape: Shape::Elementwise(code),
         words_in,
         words_out: 1,
-        float_out: true,
+        output: Output::F32,
         unit: "bits",
         allowed: 0.0,
         error,
         make,
     };
     let approximate = |entry: Entry, unit, allowed| Entry { unit, allowed, ..entry };
-    let integer = |entry: Entry| Entry { float_out: false, ..entry };
+    let integer = |entry: Entry| Entry { output: Output::Integer, ..entry };
+    let double = |entry: Entry| Entry { words_out: 2, output: Output::F64, ..entry };
     vec![
         // ISA: 2 ulp from the correctly rounded result, full range.
         approximate(
@@ -214,6 +240,57 @@ pub fn all() -> Vec<Entry> {
             },
             half_pairs,
         )),
+        // What the stop rule adds and compares in f64.
+        double(elementwise(
+            "cvt.f64.f32",
+            "\tcvt.f64.f32 %rd5, %r10;\n\tmov.b64 {%r20, %r21}, %rd5;\n",
+            1,
+            |i, o| long_bits(f64::from(f(i[0])), o),
+            |v| unary(v, -2.0, 2.0),
+        )),
+        elementwise(
+            "cvt.rn.f32.f64",
+            "\tmov.b64 %rd5, {%r10, %r11};\n\tcvt.rn.f32.f64 %r20, %rd5;\n",
+            2,
+            |i, o| bits(d(i) as f32, o[0]),
+            doubles_beside_floats,
+        ),
+        double(elementwise(
+            "add.rn.f64",
+            binary_f64!("add.rn.f64"),
+            4,
+            |i, o| long_bits(d(i) + d(&i[2..]), o),
+            double_pairs,
+        )),
+        double(elementwise(
+            "sub.rn.f64",
+            binary_f64!("sub.rn.f64"),
+            4,
+            |i, o| long_bits(d(i) - d(&i[2..]), o),
+            double_pairs,
+        )),
+        double(elementwise(
+            "mul.rn.f64",
+            binary_f64!("mul.rn.f64"),
+            4,
+            |i, o| long_bits(d(i) * d(&i[2..]), o),
+            double_pairs,
+        )),
+        // Rounded towards zero, clamped. NaN gives 2^63 where the result has 64 bits, says the ISA, unlike `as`.
+        integer(Entry {
+            words_out: 2,
+            ..elementwise(
+                "cvt.rzi.u64.f32",
+                "\tcvt.rzi.u64.f32 %rd5, %r10;\n\tmov.b64 {%r20, %r21}, %rd5;\n",
+                1,
+                |i, o| {
+                    let x = f(i[0]);
+                    let want = if x.is_nan() { 1 << 63 } else { x as u64 };
+                    Some(want.abs_diff(u64::from(o[1]) << 32 | u64::from(o[0])) as f64)
+                },
+                |v| unary(v, -2.0, 1e19),
+            )
+        }),
         integer(elementwise(
             "dp2a.lo.s32.u32",
             "\tdp2a.lo.s32.u32 %r20, %r10, %r11, %r12;\n",
@@ -252,7 +329,7 @@ fn matrix(opcode: &'static str, ty: &'static str) -> Entry {
         shape: Shape::Mma(ty),
         words_in: 32 * MMA_LANE_WORDS,
         words_out: 32 * 4,
-        float_out: true,
+        output: Output::F32,
         unit: "2^-23 of the terms",
         allowed: 17.0,
         error,
@@ -262,6 +339,11 @@ fn matrix(opcode: &'static str, ty: &'static str) -> Entry {
 
 fn f(word: u32) -> f32 {
     f32::from_bits(word)
+}
+
+/// The f64 of two words.
+fn d(words: &[u32]) -> f64 {
+    f64::from_bits(u64::from(words[1]) << 32 | u64::from(words[0]))
 }
 
 /// The input as `.ftz` sees it.
@@ -303,6 +385,19 @@ fn bits(want: f32, got: u32) -> Option<f64> {
         if x.is_sign_negative() { -1 - magnitude } else { magnitude }
     };
     Some((place(want) - place(have)).unsigned_abs() as f64)
+}
+
+/// As [`bits`], of f64.
+fn long_bits(want: f64, got: &[u32]) -> Option<f64> {
+    let have = d(got);
+    if want.is_nan() || have.is_nan() {
+        return (want.is_nan() && have.is_nan()).then_some(0.0);
+    }
+    let place = |x: f64| {
+        let magnitude = (x.to_bits() & (u64::MAX >> 1)) as i64;
+        if x.is_sign_negative() { -1 - magnitude } else { magnitude }
+    };
+    Some(place(want).abs_diff(place(have)) as f64)
 }
 
 fn half_bits(want: f16, got: u16) -> Option<f64> {

@@ -22,7 +22,7 @@ use crate::Error;
 use crate::record::{LedgerRecord, Record, table};
 use crate::target::{Backend, download, upload};
 use book::Book;
-use entries::Entry;
+use entries::{Entry, Output};
 
 /// What was measured, and what is wrong with it.
 #[derive(Clone, Debug, Default)]
@@ -191,12 +191,20 @@ fn judge(
 
 /// Bits, except that any NaN is like any other: hardware has its own.
 fn same(entry: &Entry, a: &[u32], b: &[u32]) -> bool {
+    let long = |words: &[u32]| f64::from_bits(u64::from(words[1]) << 32 | u64::from(words[0]));
+    let short = |word: &u32| f32::from_bits(*word);
     a == b
-        || (entry.float_out
-            && a.len() == b.len()
-            && a.iter()
-                .zip(b)
-                .all(|(&a, &b)| a == b || (f32::from_bits(a).is_nan() && f32::from_bits(b).is_nan())))
+        || (a.len() == b.len()
+            && match entry.output {
+                Output::Integer => false,
+                Output::F32 => {
+                    a.iter().zip(b).all(|(a, b)| a == b || (short(a).is_nan() && short(b).is_nan()))
+                }
+                Output::F64 => a
+                    .chunks_exact(2)
+                    .zip(b.chunks_exact(2))
+                    .all(|(a, b)| a == b || (long(a).is_nan() && long(b).is_nan())),
+            })
 }
 
 #[cfg(test)]

@@ -95,6 +95,46 @@ pub fn long_integers(out: &mut Vec<u32>) {
     (0..30_000).for_each(|i| push(rng.next_u64() >> (i % 64)));
 }
 
+/// Pairs of f64: edge values with each other, random bits, and sizes at which sums cancel.
+pub fn double_pairs(out: &mut Vec<u32>) {
+    let mut rng = Rng(8);
+    let mut edges: Vec<f64> = edges().into_iter().map(f64::from).collect();
+    edges.extend([f64::MAX, f64::MIN_POSITIVE, 5e-324, 1.0 + f64::EPSILON, 2f64.powi(53), -1e300, 1e-300]);
+    for &a in &edges {
+        for &b in &edges {
+            [a, b].iter().for_each(|x| push_double(out, x.to_bits()));
+        }
+    }
+    for i in 0..40_000 {
+        for _ in 0..2 {
+            let bits = rng.next_u64();
+            push_double(
+                out,
+                if i % 2 == 0 { bits } else { bits & 0x803f_ffff_ffff_ffff | 0x3fc0_0000_0000_0000 },
+            );
+        }
+    }
+}
+
+/// f64 at f32, halfway between two of them, and just off either.
+pub fn doubles_beside_floats(out: &mut Vec<u32>) {
+    let mut floats = Vec::new();
+    unary(&mut floats, -2.0, 2.0);
+    let mut rng = Rng(9);
+    for bits in floats {
+        let float = f64::from(f32::from_bits(bits)).to_bits();
+        // A f32 has 29 bits less; below 2^-126 more than that, which random low bits try.
+        let low = rng.next_u64() & 0x1fff_ffff;
+        for step in [0, 1 << 28, (1 << 28) + 1, (1 << 28) - 1, low] {
+            push_double(out, float.wrapping_add(step));
+        }
+    }
+}
+
+fn push_double(out: &mut Vec<u32>, bits: u64) {
+    out.extend([bits as u32, (bits >> 32) as u32]);
+}
+
 /// f32 around the halves: every f16 and bf16, ties and their neighbours, subnormals, overflow.
 pub fn halves(out: &mut Vec<u32>) {
     let mut rng = Rng(5);

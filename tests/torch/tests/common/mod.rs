@@ -107,7 +107,7 @@ pub fn torch_f32_bound(shape: &Shape, s: &Sequence, head: usize) -> (f64, f64) {
 }
 
 /// What torch's result in a 16-bit type may be off by in each channel. With u the type's unit roundoff (half
-/// of bf16's 2^-8, of f16's 2^-10), to first order:
+/// of the spacing at 1: 2^-8 for bf16, which has 8 significant bits, 2^-11 for f16, which has 11), to first order:
 ///
 /// * each score s may be rounded to 16 bits when its dot product is done and when it is scaled, so a weight is
 ///   off by a factor of 1 +- 2u|s|; in a normalised sum that moves channel c by p (v - o) for each token;
@@ -118,7 +118,7 @@ pub fn torch_f32_bound(shape: &Shape, s: &Sequence, head: usize) -> (f64, f64) {
 /// Second order: the factor exp(2 max 2u|s|). Sums are f32 inside torch, which 1e-5 of the values covers.
 pub fn torch_16_bit_bound(shape: &Shape, s: &Sequence, mask: Option<&[bool]>, head: usize) -> Vec<f64> {
     let unit = match shape.dtype {
-        Dtype::Bf16 => (-9f64).exp2(),
+        Dtype::Bf16 => (-8f64).exp2(),
         Dtype::F16 => (-11f64).exp2(),
     };
     let subnormal = if shape.dtype == Dtype::F16 { (-25f64).exp2() } else { 0.0 };
