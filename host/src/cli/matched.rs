@@ -103,16 +103,19 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
             case.part(case.queries - kept..case.queries)
         })
         .collect();
-    let folds: Vec<[Vec<Case>; 2]> = match args.split {
-        Split::None => vec![[cases.clone(), cases.clone()]],
+    // Parts of the cases, and which is tuned on and which compared on.
+    let (parts, folds): (Vec<Vec<Case>>, &[[usize; 2]]) = match args.split {
+        Split::None => (vec![cases.clone()], &[[0, 0]]),
         Split::Halves => {
-            let [a, b] = halves(&cases.iter().collect::<Vec<_>>());
-            if b.is_empty() {
+            let parts = halves(&cases.iter().collect::<Vec<_>>());
+            if parts[1].is_empty() {
                 return Err(CliError::Halves { case: cases[0].name.clone() });
             }
-            vec![[a.clone(), b.clone()], [b, a]]
+            (parts.into(), &[[0, 1], [1, 0]])
         }
     };
+    progress.say("exact masses");
+    let masses = parts.iter().map(|part| truths(part, traces.scale)).collect::<Result<Vec<_>, _>>()?;
     let options = ReplayOptions {
         device: device.clone(),
         forced: args.replay.forced(),
@@ -123,21 +126,18 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
 
     let mut results: Vec<Option<Folds>> = contenders.iter().map(|_| Some(Folds::default())).collect();
     let mut dense: Vec<Replay> = Vec::new();
-    for (fold, [tuning, comparing]) in folds.iter().enumerate() {
+    let field = |part: usize| field(&parts[part], &masses[part], traces.scale, &options);
+    for (fold, &[tuning, comparing]) in folds.iter().enumerate() {
         let say = |text: &str| progress.say(&format!("split {} of {}: {text}", fold + 1, folds.len()));
-        say("exact masses");
-        let truths = truths(tuning, traces.scale)?;
-        let field = field(tuning, &truths, traces.scale, &options);
-        let tuned =
-            tune(&field, &contenders, &[args.quality], &|round| say(&format!("tuning, round {round}")))?;
+        let tuned = tune(&field(tuning), &contenders, &[args.quality], &|round| {
+            say(&format!("tuning, round {round}"))
+        })?;
         let tuned = tuned.into_iter().next().unwrap_or_default();
         let entrants: Vec<Option<Entrant>> = tuned.iter().map(|t| t.as_ref().map(|t| t.entrant)).collect();
         say("comparing");
-        let truths = self::truths(comparing, traces.scale)?;
-        let field = self::field(comparing, &truths, traces.scale, &options);
         let dense_entrant = Entrant::new(Policy::Dense, args.replay.mirror);
         let known: Vec<Entrant> = entrants.iter().flatten().copied().chain([dense_entrant]).collect();
-        let mut replays = field.replay(&known)?;
+        let mut replays = field(comparing).replay(&known)?;
         dense.extend(replays.pop().unwrap_or_default());
         let mut replays = replays.into_iter();
         for (result, tuned) in results.iter_mut().zip(tuned) {

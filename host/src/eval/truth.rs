@@ -8,7 +8,7 @@ use kernels_gpu::layout;
 use rayon::prelude::*;
 
 use super::EvalError;
-use crate::traces::Case;
+use crate::traces::{Case, logits};
 
 /// Largest difference between a recorded lse and the exact one. A recorder in f32 stays below 1e-3; a
 /// wrong scale or a damaged tensor is off by much more.
@@ -55,10 +55,7 @@ fn block_masses(case: &Case, keys: &[f64], scale: f32, i: usize) -> Result<Vec<f
     for (g, masses) in masses.chunks_exact_mut(blocks).enumerate() {
         let row = (g * case.queries + i) * d;
         let query = case.q.to_f64(row..row + d);
-        let logits: Vec<f64> = keys[..visible * d]
-            .chunks_exact(d)
-            .map(|key| scale as f64 * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>())
-            .collect();
+        let logits = logits(&query, &keys[..visible * d], scale);
         let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         for (mass, tokens) in masses.iter_mut().zip(logits.chunks(layout::BLOCK)) {
             *mass = tokens.iter().map(|t| (t - top).exp()).sum();

@@ -25,6 +25,13 @@ pub(super) struct Parts {
     pub v: Elements,
 }
 
+/// `scale * query.k` for every key, in f64. query: `[d]`; keys: `[tokens, d]`.
+pub(crate) fn logits(query: &[f64], keys: &[f64], scale: f32) -> Vec<f64> {
+    keys.chunks_exact(query.len())
+        .map(|key| scale as f64 * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>())
+        .collect()
+}
+
 /// The case of `parts` at softmax scale `scale`. Query i stands at position `context - queries + i`.
 pub(super) fn answer(parts: Parts, scale: f32) -> Case {
     let Parts { name, label, head_dim: d, group, q, k, v } = parts;
@@ -35,10 +42,7 @@ pub(super) fn answer(parts: Parts, scale: f32) -> Case {
         .map(|row| {
             let visible = context - queries + row % queries + 1;
             let query = &queries_f64[row * d..][..d];
-            let logits: Vec<f64> = keys[..visible * d]
-                .chunks_exact(d)
-                .map(|key| scale as f64 * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>())
-                .collect();
+            let logits = logits(query, &keys[..visible * d], scale);
             let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let (mut total, mut out) = (0.0, vec![0.0; d]);
             for (logit, value) in logits.iter().zip(values.chunks_exact(d)) {

@@ -14,7 +14,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 
-use super::answer::{Parts, answer};
+use super::answer::{Parts, answer, logits};
 use super::synthetic::elements;
 use super::{Case, Elements, TraceError, Traces};
 use crate::Dtype;
@@ -184,10 +184,7 @@ fn mass_ratio(case: &Case, scale: f32, q: &[f64], keys: &[f64]) -> f64 {
     let mut mass = [0.0f64; OCTAVES];
     for (row, query) in q.chunks_exact(d).enumerate() {
         let visible = case.visible(row % case.queries);
-        let logits: Vec<f64> = keys[..visible * d]
-            .chunks_exact(d)
-            .map(|key| scale as f64 * query.iter().zip(key).map(|(q, k)| q * k).sum::<f64>())
-            .collect();
+        let logits = logits(query, &keys[..visible * d], scale);
         let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let sum = |range: &[f64]| range.iter().map(|x| (x - top).exp()).sum::<f64>();
         let total = sum(&logits);

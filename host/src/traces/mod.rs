@@ -22,6 +22,7 @@ use half::{bf16, f16};
 
 use crate::Rows;
 
+pub(crate) use answer::logits;
 pub use dump::{DumpOptions, Layout, from_dump};
 pub use error::TraceError;
 pub use extend::{cut, extend};
