@@ -103,6 +103,7 @@ impl Mirror {
         match self {
             Mirror::Bits2 => Some(MirrorKind::Planes(1)),
             Mirror::Bits4 => Some(MirrorKind::Planes(2)),
+            Mirror::Nested => Some(MirrorKind::Nested),
             Mirror::Box => Some(MirrorKind::Box),
             _ => None,
         }

@@ -15,6 +15,8 @@ pub fn families() -> Vec<&'static Family> {
         &crate::append::append_box::FAMILY,
         &crate::score::score::FAMILY,
         &crate::score::score_box::FAMILY,
+        &crate::score::score_nested::FAMILY,
+        &crate::refine::refine::FAMILY,
         &crate::plan::plan::FAMILY,
         &crate::plan::plan_identity::FAMILY,
         &crate::attend::attend::FAMILY,

@@ -79,16 +79,28 @@ pub enum MirrorKind {
     /// 4 bits. Page: zero `f16 [head_dim]`, step `f16 [head_dim]`, then each plane
     /// `[64, head_dim / 16]` u32 words (see [`code_shift`]).
     Planes(u32),
+    /// The page of `Planes(2)`, of which `score` reads the first plane, and `refine` both of blocks that may matter.
+    Nested,
     /// Quest's box: for each of the 4 blocks, minimum `[head_dim]` then maximum `[head_dim]` of the
     /// keys in the cache's element type.
     Box,
 }
 
 impl MirrorKind {
+    /// Planes of the codes; 0 where there are none.
+    pub const fn planes(self) -> usize {
+        match self {
+            MirrorKind::Planes(planes) => planes as usize,
+            MirrorKind::Nested => 2,
+            MirrorKind::Box => 0,
+        }
+    }
+
     /// Bytes of one page.
     pub const fn page_bytes(self, head_dim: usize) -> usize {
         match self {
             MirrorKind::Planes(planes) => plane_offset(head_dim, planes as usize),
+            MirrorKind::Nested => plane_offset(head_dim, 2),
             MirrorKind::Box => BLOCKS_PER_GROUP * 2 * head_dim * 2,
         }
     }

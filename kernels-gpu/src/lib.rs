@@ -1,8 +1,9 @@
 //! The kernels of progressive sparse attention, one stage a file, in the order of the data:
-//! [`mod@append`], [`mod@score`], [`mod@plan`], [`mod@attend`], [`mod@merge`]; [`mod@gather`] stands beside
+//! [`mod@append`], [`mod@score`], [`mod@refine`], [`mod@plan`], [`mod@attend`], [`mod@merge`]; [`mod@gather`] stands beside
 //! the road.
 //!
-//! [`mod@stop`] is the rule by which merge stops. On the device the kernels share `row` (the paged cache), `pages`
+//! [`mod@stop`] is the rule by which merge stops. On the device the kernels share `row` (the paged cache), `mirrored` (a
+//! mirror page and the heads that score it), `pages`
 //! (a plan as a warp meets it), `softmax`, `stream` (a warp over its pages, on tensor cores) and `parts` (warps and
 //! splits combined): they know of attention, and stand on `cuda_std::tile` and `cuda_std::pipeline`, which do not.
 //!
@@ -18,6 +19,8 @@
 
 pub mod element;
 pub mod layout;
+#[cfg(target_arch = "nvptx64")]
+pub mod mirrored;
 pub mod numeric;
 #[cfg(target_arch = "nvptx64")]
 pub mod pages;
@@ -37,6 +40,7 @@ pub mod gather;
 pub mod histogram;
 pub mod merge;
 pub mod plan;
+pub mod refine;
 pub mod score;
 
 #[cfg(not(target_arch = "nvptx64"))]

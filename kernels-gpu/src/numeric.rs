@@ -130,6 +130,48 @@ impl Unit {
     pub fn score(self, zero: f32, dot: i32) -> f32 {
         finite_score(fma(self.unit, dot as f32, zero))
     }
+
+    /// The score of a key of which only the coarse half of the codes is known: `halves` = sum of weight times twice
+    /// the value that stands for it, the middle of what is open, which is an integer then.
+    #[inline(always)]
+    pub fn coarse_score(self, zero: f32, halves: i32) -> f32 {
+        finite_score(fma(0.5 * self.unit, halves as f32, zero))
+    }
+}
+
+/// Standard deviations by which a block's coarse estimate may be too low before it is left at that.
+///
+/// Measured together with [`NEGLIGIBLE`] on the bundled traces, see docs/algorithm.md.
+pub const DOUBT: f32 = 1.0;
+/// log2 of the share of a head's mass below which the fine plane of a block is not read, relative to the mean share,
+/// 1 / blocks: half of it, so that all of them together hold at most half of the mass, at any length. A fixed share that
+/// is right at 4K is too much at 32K.
+pub const NEGLIGIBLE: f32 = -1.0;
+/// The same where bounds are asked for: what is left at its coarse bound counts in full against the certificate, so
+/// that all such blocks together must stay below a twentieth. log2(1 / 20).
+pub const NEGLIGIBLE_BOUND: f32 = -4.321_928;
+
+/// Standard deviation of a coarse score that leaves `fine` bits open: a coarse step is `2^fine` steps wide, and a value
+/// anywhere in it is off by `2^fine / sqrt(12)` steps on average. `squares`: tree sum over channels of (query times
+/// step) squared.
+#[inline(always)]
+pub fn spread(squares: f32, fine: u32) -> f32 {
+    // The square root by the functions that every backend has.
+    0.288_675_13 * (1u32 << fine) as f32 * exp2(0.5 * log2(if squares < 1e30 { squares } else { 1e30 }))
+}
+
+/// log2 mass beyond which a block's second look matters, from the largest log2 mass and the sum of the fixed-point
+/// masses of all blocks. `negligible`: [`NEGLIGIBLE`] or [`NEGLIGIBLE_BOUND`].
+#[inline(always)]
+pub fn look_threshold(peak: f32, total: u64, blocks: u32, negligible: f32) -> f32 {
+    peak + ((log2(total as f32) - log2(blocks as f32)) + (negligible - MASS_BITS as f32))
+}
+
+/// True where a block of this coarse log2 mass, too low by `doubt` at most, may be worth a second look. NaN says yes.
+#[inline(always)]
+pub fn matters(log_mass: f32, doubt: f32, threshold: f32) -> bool {
+    let optimistic = log_mass + doubt;
+    optimistic.is_nan() || optimistic > threshold
 }
 
 /// A score that later arithmetic can rely on: finite for any input, so that no difference of two

@@ -17,13 +17,16 @@ use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    crate::layout::{box_offset, full_groups, key_offset, plane_row_bytes, step_offset},
-    crate::numeric::{LOG2_E, Unit, exp2, finite_score, fma, log2},
+    crate::layout::{box_offset, full_groups, key_offset},
+    crate::mirrored::{Head, Heads, Ranges, all_planes, block_mass, dots, read_codes},
+    crate::numeric::{NEGLIGIBLE, finite_score, fixed_mass, fma, look_threshold, spread},
     crate::row::{Cache, Row},
-    cuda_std::ptx::{V4, dp2a_hi_s32_u32, dp2a_lo_s32_u32},
+    cuda_std::atomic::global::add_u32,
+    cuda_std::atomic::{Ordering, Scope},
+    cuda_std::ptx::V4,
     cuda_std::shared::{SharedPtr, dynamic_shared},
-    cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, thread_idx_x},
-    cuda_std::warp::{group_max_f32, group_sum_f32, lane_id, sync_warp},
+    cuda_std::thread::{block_idx_x, block_idx_y, block_idx_z, sync_threads, thread_idx_x},
+    cuda_std::warp::{group_max_f32, lane_id, shfl_xor_u32, sync_warp},
 };
 
 /// Warps of a CTA, each with a group of its own.
@@ -95,71 +98,171 @@ pub unsafe fn score<T: KvElement, const D: usize, const P: usize>(
             task.score_exactly::<D>();
             return;
         }
-        let lane = lane_id() as usize;
         let page = task.row.page(mirror, mirror_table, task.group_index, plane_offset(D, P));
-
-        // Codes of the lane's two tokens, zeros and steps of its channels: read once for all heads.
-        let mut codes = [[[0u32; 8]; P]; 2]; // [token, plane, word]
-        cuda_std::unroll!(p < P, max 2, {
-            cuda_std::unroll!(i < 2, max 2, {
-                let row = page.add(plane_offset(D, p) + (lane + 32 * i) * plane_row_bytes(D)) as *const V4;
-                cuda_std::unroll!(w < D / 64, max 2, {
-                    let V4(words) = *row.add(w);
-                    cuda_std::unroll!(e < 4, max 4, {
-                        codes[i][p][4 * w + e] = words[e];
-                    });
-                });
-            });
-        });
-        let mut zeros = [0.0f32; 4];
-        let mut steps = [0.0f32; 4];
-        cuda_std::unroll!(k < D / 32, max 4, {
-            zeros[k] = (*(page as *const f16).add(lane + 32 * k)).to_f32();
-            steps[k] = (*(page.add(step_offset(D)) as *const f16).add(lane + 32 * k)).to_f32();
-        });
-
+        let codes = read_codes::<D, P>(page, [true; 2]);
+        let ranges = Ranges::read::<D>(page);
         let weights = task.scratch::<D>();
         let mut g = 0;
         while g < group {
-            // The head's weights for this group.
-            let mut products = [0.0f32; 4];
-            let (mut zero, mut peak) = (0.0f32, 0.0f32);
-            cuda_std::unroll!(k < D / 32, max 4, {
-                let qs = task.query::<D>(g, lane + 32 * k);
-                zero = fma(qs, zeros[k], zero);
-                products[k] = qs * steps[k];
-                let magnitude = products[k].abs();
-                peak = if magnitude > peak { magnitude } else { peak };
-            });
-            zero = group_sum_f32::<32>(zero);
-            peak = group_max_f32::<32>(peak);
-            let unit = Unit::of_peak(peak);
-            cuda_std::unroll!(k < D / 32, max 4, {
-                weights.cast::<u16>().add((lane + 32 * k) as u32).write(unit.weight(products[k]) as u16);
-            });
-            sync_warp(!0);
-
-            // Integer dot products of the lane's two tokens with the weights.
-            let mut dot = [0i32; 2];
-            cuda_std::unroll!(w < D / 16, max 8, {
-                cuda_std::unroll!(j < 4, max 4, {
-                    let pairs = weights.cast::<u32>().add((8 * w + 2 * j) as u32).read_v2();
-                    cuda_std::unroll!(i < 2, max 2, {
-                        let mut four = (codes[i][0][w] >> (2 * j)) & 0x0303_0303;
-                        if P == 2 {
-                            four = four << 2 | ((codes[i][P - 1][w] >> (2 * j)) & 0x0303_0303);
-                        }
-                        dot[i] = dp2a_lo_s32_u32(pairs[0], four, dot[i]);
-                        dot[i] = dp2a_hi_s32_u32(pairs[1], four, dot[i]);
-                    });
-                });
-            });
+            let head = Head::new::<T, D>(&task.heads, g, &ranges, weights);
+            let dots = dots::<D, P>(weights, &codes, all_planes);
             cuda_std::unroll!(i < 2, max 2, {
-                task.store_block(g, lane + 32 * i, unit.score(zero, dot[i]));
+                task.store_block(g, lane_id() as usize + 32 * i, head.unit.score(head.zero, dots[i]));
             });
             sync_warp(!0);
             g += 1;
         }
+    }
+}
+
+/// Scores from the first of two planes, and says which masses would be worth the second: the first look of a nested
+/// mirror. The last CTA of a row finds the threshold of each of its heads.
+///
+/// # Safety
+/// As [`score`]. doubt: f32 `[batch, kv_heads * group, max_blocks / 4]`; threshold: f32 `[batch, kv_heads * group]`;
+/// looks: u32 `[batch, kv_heads, 2]`, of which the first is 0, and is so again afterwards.
+#[kernel(
+    block = 128,
+    min_blocks_per_sm = if D == 64 { 7 } else { 5 },
+    dynamic_shared = shared_bytes(D),
+    instances(T in [bf16, f16], D in [64, 128]),
+    grid = (let quarters, kv_heads, let batch),
+    out(log_mass, doubt, threshold),
+    align(arena = 16, mirror = 16),
+    requires(
+        1 <= group,
+        group <= MAX_GROUP,
+        quarters * WARPS * QUANT_GROUP >= lens.max(),
+        q.len() >= batch * kv_heads * group * D,
+        log_mass.len() >= batch * kv_heads * group * max_blocks,
+        doubt.len() * BLOCKS_PER_GROUP >= batch * kv_heads * group * max_blocks,
+        threshold.len() >= batch * kv_heads * group,
+        looks.len() >= batch * kv_heads * 2,
+        layer < layers,
+        max_blocks % BLOCKS_PER_GROUP == 0,
+        seqs.len() >= batch,
+        lens.len() >= batch,
+        lens.max() <= max_blocks * BLOCK,
+        // Rows are numbered in 32 bits.
+        (seqs.max() + 1) * layers * kv_heads <= u32::MAX,
+        block_table.len() >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        arena.len() >= (block_table.max() + 1) * slot_elements(D),
+        mirror_table.len() * BLOCKS_PER_GROUP >= (seqs.max() + 1) * layers * kv_heads * max_blocks,
+        mirror.len() >= (mirror_table.max() + 1) * MirrorKind::Nested.page_bytes(D),
+    )
+)]
+pub unsafe fn score_nested<T: KvElement, const D: usize>(
+    q: *const T,
+    arena: *const T,
+    mirror: *const u8,
+    block_table: *const u32,
+    mirror_table: *const u32,
+    seqs: *const u32,
+    lens: *const u32,
+    log_mass: *mut f32,
+    doubt: *mut f32,
+    threshold: *mut f32,
+    looks: *mut u32,
+    scale: f32,
+    layer: u32,
+    layers: u32,
+    kv_heads: u32,
+    group: u32,
+    max_blocks: u32,
+) {
+    unsafe {
+        let cache = Cache { arena, block_table, seqs, lens, layer, layers, kv_heads, max_blocks };
+        let row_index = block_idx_z() * kv_heads + block_idx_y();
+        let row = cache.row(block_idx_z(), block_idx_y());
+        if block_idx_x() * (WARPS * QUANT_GROUP) as u32 >= row.tokens {
+            return;
+        }
+        let first_head = (row_index * group) as usize;
+        if let Some(task) = Task::new::<D>(cache, q, log_mass, scale, group) {
+            if task.open() {
+                task.score_exactly::<D>();
+            } else {
+                let kind = MirrorKind::Nested;
+                let page = task.row.page(mirror, mirror_table, task.group_index, kind.page_bytes(D));
+                let doubt = doubt.add(first_head * (max_blocks as usize / BLOCKS_PER_GROUP));
+                task.score_coarsely::<D>(page, doubt);
+            }
+        }
+
+        // Behind the barrier are the masses of all warps of this CTA; who is last is ordered behind all others' tickets,
+        // and so behind their masses.
+        sync_threads();
+        let looks = looks.add(2 * row_index as usize);
+        let ticket = dynamic_shared::<u32>();
+        if thread_idx_x() == 0 {
+            ticket.write(add_u32(looks, 1, Ordering::AcqRel, Scope::Device));
+        }
+        sync_threads();
+        if ticket.read() + 1 != grid_x(row.tokens as usize) as u32 {
+            return;
+        }
+        let blocks = row.blocks();
+        let heads = Heads::<T>::new::<D>(q, log_mass, scale, first_head, group, max_blocks);
+        let mut g = thread_idx_x() / 32;
+        while g < group {
+            let value = row_threshold(heads.mass(g, 0), blocks);
+            if lane_id() == 0 {
+                *threshold.add(first_head + g as usize) = value;
+            }
+            g += WARPS as u32;
+        }
+        if thread_idx_x() == 0 {
+            // For the next step, and for refine to count from.
+            *looks = 0;
+            *looks.add(1) = 0;
+        }
+    }
+}
+
+/// The log2 mass of a row of `blocks` blocks beyond which a second look matters.
+#[cfg(target_arch = "nvptx64")]
+#[inline(always)]
+unsafe fn row_threshold(log_mass: *const f32, blocks: u32) -> f32 {
+    // Masses that a lane asks for at a time.
+    const AHEAD: usize = 8;
+    unsafe {
+        let mut peak = f32::NEG_INFINITY;
+        let mut from = lane_id();
+        while from < blocks {
+            let mut x = [f32::NEG_INFINITY; AHEAD];
+            cuda_std::unroll!(i < AHEAD, max 8, {
+                let block = from + 32 * i as u32;
+                if block < blocks {
+                    x[i] = *log_mass.add(block as usize);
+                }
+            });
+            cuda_std::unroll!(i < AHEAD, max 8, {
+                peak = if x[i] > peak { x[i] } else { peak };
+            });
+            from += 32 * AHEAD as u32;
+        }
+        peak = group_max_f32::<32>(peak);
+        let mut total = 0u64;
+        let mut from = lane_id();
+        while from < blocks {
+            let mut x = [f32::NEG_INFINITY; AHEAD];
+            cuda_std::unroll!(i < AHEAD, max 8, {
+                let block = from + 32 * i as u32;
+                if block < blocks {
+                    x[i] = *log_mass.add(block as usize);
+                }
+            });
+            cuda_std::unroll!(i < AHEAD, max 8, {
+                total += fixed_mass(x[i], peak) as u64;
+            });
+            from += 32 * AHEAD as u32;
+        }
+        cuda_std::unroll!(s < 5, max 6, {
+            let high = shfl_xor_u32((total >> 32) as u32, 16 >> s);
+            let low = shfl_xor_u32(total as u32, 16 >> s);
+            total += (high as u64) << 32 | low as u64;
+        });
+        look_threshold(peak, total, blocks, NEGLIGIBLE)
     }
 }
 
@@ -227,7 +330,7 @@ pub unsafe fn score_box<T: KvElement, const D: usize>(
                 let low = T::unpack8(*(bounds.add(c) as *const V4));
                 let high = T::unpack8(*(bounds.add(D + c) as *const V4));
                 cuda_std::unroll!(e < 8, max 8, {
-                    let qs = task.query::<D>(g, c + e);
+                    let qs = task.heads.query::<D>(g, c + e);
                     let (a, b) = (qs * low[e], qs * high[e]);
                     bound += if a > b { a } else { b };
                 });
@@ -243,11 +346,7 @@ pub unsafe fn score_box<T: KvElement, const D: usize>(
 struct Task<T> {
     row: Row<T>,
     group_index: u32,
-    queries: *const T,  // [group, D], this KV head's
-    log_mass: *mut f32, // [group, max_blocks], this KV head's
-    scale: f32,
-    group: u32,
-    max_blocks: u32,
+    heads: Heads<T>,
 }
 
 #[cfg(target_arch = "nvptx64")]
@@ -269,15 +368,8 @@ impl<T: KvElement> Task<T> {
                 return None;
             }
             let head = ((b * cache.kv_heads + h) * group) as usize;
-            Some(Task {
-                row,
-                group_index,
-                queries: q.add(head * D),
-                log_mass: log_mass.add(head * cache.max_blocks as usize),
-                scale,
-                group,
-                max_blocks: cache.max_blocks,
-            })
+            let heads = Heads::new::<D>(q, log_mass, scale, head, group, cache.max_blocks);
+            Some(Task { row, group_index, heads })
         }
     }
 
@@ -293,21 +385,14 @@ impl<T: KvElement> Task<T> {
         dynamic_shared::<f32>().add(thread_idx_x() / 32 * D as u32)
     }
 
-    /// Element `c` of query head `g`, scaled into the log2 domain.
-    #[inline(always)]
-    unsafe fn query<const D: usize>(&self, g: u32, c: usize) -> f32 {
-        unsafe { (*self.queries.add(g as usize * D + c)).to_f32() * self.scale * LOG2_E }
-    }
-
     /// Reduces the 16 token scores of a half warp to their block's log2 mass and stores it. `token` is
     /// the calling lane's token in the group.
     #[inline(always)]
     unsafe fn store_block(&self, g: u32, token: usize, score: f32) {
         unsafe {
-            let m = group_max_f32::<16>(score);
-            let sum = group_sum_f32::<16>(exp2(score - m));
+            let mass = block_mass(score);
             if token % BLOCK == 0 {
-                self.store(g, (token / BLOCK) as u32, m + log2(sum));
+                self.store(g, (token / BLOCK) as u32, mass);
             }
         }
     }
@@ -317,7 +402,34 @@ impl<T: KvElement> Task<T> {
     unsafe fn store(&self, g: u32, block_in_group: u32, value: f32) {
         let block = self.group_index * BLOCKS_PER_GROUP as u32 + block_in_group;
         if block < self.row.blocks() {
-            unsafe { *self.log_mass.add((g * self.max_blocks + block) as usize) = value };
+            unsafe { *self.heads.mass(g, block) = value };
+        }
+    }
+
+    /// A full group by the first of its two planes. doubt: f32 `[group, max_blocks / 4]`.
+    #[inline(always)]
+    unsafe fn score_coarsely<const D: usize>(&self, page: *const u8, doubt: *mut f32) {
+        unsafe {
+            let codes = read_codes::<D, 1>(page, [true; 2]);
+            let ranges = Ranges::read::<D>(page);
+            let weights = self.scratch::<D>();
+            let width = self.heads.max_blocks as usize / BLOCKS_PER_GROUP;
+            let mut g = 0;
+            while g < self.heads.group {
+                let head = Head::new::<T, D>(&self.heads, g, &ranges, weights);
+                // Twice the middle of what a coarse code leaves open: 2 (4 code + 1.5).
+                let halves = dots::<D, 1>(weights, &codes, |[code]| code << 3 | 0x0303_0303);
+                cuda_std::unroll!(i < 2, max 2, {
+                    let score = head.unit.coarse_score(head.zero, halves[i]);
+                    self.store_block(g, lane_id() as usize + 32 * i, score);
+                });
+                let spread = spread(head.squares::<D>(), 2);
+                if lane_id() == 0 {
+                    *doubt.add(g as usize * width + self.group_index as usize) = spread;
+                }
+                sync_warp(!0);
+                g += 1;
+            }
         }
     }
 
@@ -328,10 +440,10 @@ impl<T: KvElement> Task<T> {
             let lane = lane_id() as usize;
             let queries = self.scratch::<D>();
             let mut g = 0;
-            while g < self.group {
+            while g < self.heads.group {
                 cuda_std::unroll!(k < D / 32, max 4, {
                     let c = lane + 32 * k;
-                    queries.add(c as u32).write(self.query::<D>(g, c));
+                    queries.add(c as u32).write(self.heads.query::<D>(g, c));
                 });
                 sync_warp(!0);
                 let mut i = 0;

@@ -15,11 +15,11 @@ use super::{Queries, by_format};
 use crate::Mirror;
 use crate::element::{F16, Format};
 use crate::estimator::planes::{bound, coarse_score, nested_bound, spread};
-use crate::estimator::{Bound, DOUBT, Estimator, FUNCTIONS, upper};
-use crate::reference::score::{matters, open_rounding, threshold};
+use crate::estimator::{Bound, Estimator, FUNCTIONS, upper};
+use crate::reference::score::{open_rounding, threshold};
 use crate::store::HeadView;
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, box_offset, plane_row_bytes, step_offset};
-use kernels_gpu::numeric::{Unit, exp2, finite_score, fma, log2};
+use kernels_gpu::numeric::{DOUBT, Unit, exp2, finite_score, fma, log2, matters};
 
 /// Where scores go; rows are `width` long.
 pub(super) struct Scores<'a> {

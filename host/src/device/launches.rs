@@ -6,7 +6,7 @@
 
 use half::{bf16, f16};
 use kernels_gpu::layout::{BLOCK, MirrorKind, splits};
-use kernels_gpu::{append, attend, gather, merge, plan, score};
+use kernels_gpu::{append, attend, gather, merge, plan, refine, score};
 use psa_codegen::{DeviceLimits, Hint, In, Launch, LaunchError, Region, SpecType};
 
 use crate::{Dtype, Shape};
@@ -68,8 +68,27 @@ pub struct StepAddresses {
     pub lse: Region,
     pub read: Region,
     pub mass: Region,
+    /// What a nested mirror needs besides.
+    pub second_look: SecondLook,
     /// Splits that `partial` has room for in each row.
     pub max_splits: usize,
+}
+
+/// Memory of the second look at a nested mirror; every buffer as in docs/kernels.md.
+#[derive(Clone, Copy, Debug)]
+pub struct SecondLook {
+    /// f32 `[batch, q_heads, max_blocks / 4]`.
+    pub doubt: Region,
+    /// f32 `[batch, q_heads]`.
+    pub threshold: Region,
+    /// u32 `[batch, kv_heads, 2]`. Zero before the first step; after a step the first of each pair is again.
+    pub looks: Region,
+}
+
+impl SecondLook {
+    /// For the other mirrors.
+    pub const NONE: SecondLook =
+        SecondLook { doubt: Region::EMPTY, threshold: Region::EMPTY, looks: Region::EMPTY };
 }
 
 /// What a step does, as the kernels take it.
@@ -142,8 +161,8 @@ pub fn append(
     }
     let d = s.head_dim;
     with_element!(s.dtype, T => Ok(match cache.mirror_kind {
-        MirrorKind::Planes(planes) => {
-            let shape = append::append::Shape { d, p: planes as usize };
+        MirrorKind::Planes(_) | MirrorKind::Nested => {
+            let shape = append::append::Shape { d, p: cache.mirror_kind.planes() };
             append::append::select::<T>(shape, &cache.limits, Hint::None)?.launch(grid, args!(append))?
         }
         MirrorKind::Box => {
@@ -153,8 +172,8 @@ pub fn append(
     }))
 }
 
-/// The launches of one decode step of one layer, in order: score, plan, attend, merge (the identity
-/// plan needs no score).
+/// The launches of one decode step of one layer, in order: score, with a nested mirror refine, plan, attend, merge (the
+/// identity plan needs no score).
 ///
 /// # Errors
 /// [`LaunchError`] for a shape that the kernels were not compiled for, and for memory that is too small for it.
@@ -170,12 +189,13 @@ pub fn decode(
         let stages = Stages::<T> { cache, batch, addresses, layer, scale, element: std::marker::PhantomData };
         match step {
             Step::Identity => Ok(vec![stages.plan_identity()?, stages.attend()?, stages.merge(0.0)?]),
-            Step::Ranked { target, mass, sink, recent } => Ok(vec![
-                stages.score()?,
-                stages.plan(target, sink, recent)?,
-                stages.attend()?,
-                stages.merge(mass)?,
-            ]),
+            Step::Ranked { target, mass, sink, recent } => {
+                let mut launches = stages.score()?;
+                launches.push(stages.plan(target, sink, recent)?);
+                launches.push(stages.attend()?);
+                launches.push(stages.merge(mass)?);
+                Ok(launches)
+            }
         }
     })
 }
@@ -218,12 +238,14 @@ impl<T: SpecType> Stages<'_, T> {
         [self.cache.shape.kv_heads as u32, self.batch.batch as u32, 1]
     }
 
-    fn score(&self) -> Result<Launch, LaunchError> {
+    /// One launch, two with a nested mirror.
+    fn score(&self) -> Result<Vec<Launch>, LaunchError> {
         let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
         let grid = [score::grid_x(batch.max_tokens) as u32, s.kv_heads as u32, batch.batch as u32];
         macro_rules! args {
-            ($family:ident) => {
+            ($family:ident $(, $more:ident: $value:expr)*) => {
                 score::$family::Args {
+                    $($more: $value,)*
                     q: a.q.input(),
                     arena: cache.arena.input(),
                     mirror: cache.mirror.input(),
@@ -245,12 +267,48 @@ impl<T: SpecType> Stages<'_, T> {
         Ok(match cache.mirror_kind {
             MirrorKind::Planes(planes) => {
                 let shape = score::score::Shape { d, p: planes as usize };
-                score::score::select::<T>(shape, &cache.limits, Hint::None)?.launch(grid, args!(score))?
+                vec![
+                    score::score::select::<T>(shape, &cache.limits, Hint::None)?
+                        .launch(grid, args!(score))?,
+                ]
             }
             MirrorKind::Box => {
                 let shape = score::score_box::Shape { d };
-                score::score_box::select::<T>(shape, &cache.limits, Hint::None)?
-                    .launch(grid, args!(score_box))?
+                let choice = score::score_box::select::<T>(shape, &cache.limits, Hint::None)?;
+                vec![choice.launch(grid, args!(score_box))?]
+            }
+            MirrorKind::Nested => {
+                let look = &a.second_look;
+                let first = args!(
+                    score_nested,
+                    doubt: look.doubt.output(),
+                    threshold: look.threshold.output(),
+                    looks: look.looks.in_out()
+                );
+                let second = refine::refine::Args {
+                    q: a.q.input(),
+                    mirror: cache.mirror.input(),
+                    mirror_table: cache.mirror_table.input(),
+                    seqs: batch.seqs.input(),
+                    lens: batch.lens(),
+                    doubt: look.doubt.input(),
+                    threshold: look.threshold.input(),
+                    log_mass: a.log_mass.in_out(),
+                    looks: look.looks.in_out(),
+                    scale: self.scale,
+                    layer: self.layer as u32,
+                    layers: s.layers as u32,
+                    kv_heads: s.kv_heads as u32,
+                    group: s.group() as u32,
+                    max_blocks: cache.max_blocks as u32,
+                };
+                let nested = score::score_nested::Shape { d };
+                let refined = refine::refine::Shape { d };
+                vec![
+                    score::score_nested::select::<T>(nested, &cache.limits, Hint::None)?
+                        .launch(grid, first)?,
+                    refine::refine::select::<T>(refined, &cache.limits, Hint::None)?.launch(grid, second)?,
+                ]
             }
         })
     }

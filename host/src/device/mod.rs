@@ -8,15 +8,16 @@
 pub mod launches;
 
 use kernels_gpu::append::groups_touched;
-use kernels_gpu::layout::{BLOCK, full_groups, key_offset, slot_elements, splits, value_offset};
+use kernels_gpu::layout::{BLOCK, MirrorKind, full_groups, key_offset, slot_elements, splits, value_offset};
 
 use psa_codegen::{LaunchError, Region};
 
 use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
+use crate::mirror::MirrorFormat;
 use crate::pool::{TableChange, Tables};
 use crate::{Device, Dtype, Error};
-use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
+use launches::{BatchAddresses, CacheAddresses, SecondLook, Step, StepAddresses};
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -82,6 +83,9 @@ struct Scratch {
     q: Buffer,
     budget: Buffer,
     log_mass: Buffer,
+    doubt: Buffer,
+    threshold: Buffer,
+    looks: Buffer,
     order: Buffer,
     count: Buffer,
     peak: Buffer,
@@ -98,6 +102,7 @@ struct Scratch {
 struct Kernels {
     driver: Box<dyn Driver>,
     name: String,
+    format: MirrorFormat,
     cache: CacheAddresses,
     scratch: Scratch,
 }
@@ -109,7 +114,7 @@ impl Kernels {
             return Err(Error::Unsupported {
                 what: format!("a mirror of {}", spec.format),
                 device: name,
-                supported: "mirrors of 2, 4 and box in groups of 64",
+                supported: "mirrors of 2+2, 2, 4 and box in groups of 64",
             });
         };
         let extents = &spec.extents;
@@ -134,7 +139,7 @@ impl Kernels {
             ),
             limits,
         };
-        Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
+        Ok(Kernels { driver, name, format: spec.format, cache, scratch: Scratch::default() })
     }
 
     /// Uploads a batch's description.
@@ -195,8 +200,23 @@ impl Kernels {
         let shape = self.cache.shape;
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
+        let nested = self.cache.mirror_kind == MirrorKind::Nested;
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
+        let mut second_look = SecondLook::NONE;
+        if nested && step.ranking != Ranking::Identity {
+            let before = s.looks.0.bytes();
+            second_look = SecondLook {
+                doubt: s.doubt.reserve(d, heads * self.cache.max_blocks, "doubt")?,
+                threshold: s.threshold.reserve(d, 4 * heads, "threshold")?,
+                looks: s.looks.reserve(d, 8 * rows, "looks")?,
+            };
+            if s.looks.0.bytes() != before {
+                // The kernels leave the counters at 0 for the next step.
+                d.upload(second_look.looks.address(), &vec![0; 8 * rows])?;
+            }
+        }
         let a = StepAddresses {
+            second_look,
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
             budget: s.budget.reserve(d, 4 * batch.batch, "budget")?,
             log_mass: s.log_mass.reserve(d, 4 * heads * self.cache.max_blocks, "log_mass")?,
@@ -232,10 +252,14 @@ impl Kernels {
         d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
         d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
         d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
-        let page_bytes = self.cache.mirror_kind.page_bytes(shape.head_dim);
+        let mut looks = vec![0u32; if second_look.looks.bytes() > 0 { 2 * rows } else { 0 }];
+        d.download(second_look.looks.address(), bytemuck::cast_slice_mut(&mut looks))?;
         for (row, metadata) in result.metadata.iter_mut().enumerate() {
             let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
-            *metadata = if what == Step::Identity { 0 } else { (pages * page_bytes) as u32 };
+            let fine = looks.get(2 * row + 1).copied().unwrap_or(0) as usize
+                * self.format.fine_bytes(shape.head_dim);
+            let coarse = pages * self.format.first_bytes(shape.head_dim);
+            *metadata = if what == Step::Identity { 0 } else { (coarse + fine) as u32 };
         }
         if let Some(record) = &mut result.record {
             d.download(a.order.address(), bytemuck::cast_slice_mut(record.order))?;
@@ -333,6 +357,9 @@ impl Drop for Kernels {
             s.q,
             s.budget,
             s.log_mass,
+            s.doubt,
+            s.threshold,
+            s.looks,
             s.order,
             s.count,
             s.peak,

@@ -20,18 +20,6 @@ use half::{bf16, f16};
 use kernels_gpu::layout::BLOCK;
 use kernels_gpu::numeric::{exp2, log2};
 
-/// Standard deviations by which a block's coarse estimate may be too low before it is left at that.
-///
-/// Measured together with [`NEGLIGIBLE`] on the bundled traces, see docs/algorithm.md.
-pub const DOUBT: f32 = 1.0;
-/// The fine plane of a block is not read where its share of a head's mass is below this, relative to the mean share, 1 /
-/// blocks: all of them together hold at most half of the mass, at any length. A fixed share that is right at 4K is
-/// too much at 32K.
-pub const NEGLIGIBLE: f32 = 0.5;
-/// The same where bounds are asked for: what is left at its coarse bound counts in full against the certificate, so
-/// that all such blocks together must stay below a twentieth.
-pub const NEGLIGIBLE_BOUND: f32 = 0.05;
-
 /// The keys of one group as a page is made from them.
 #[derive(Clone, Copy, Debug)]
 pub struct Keys<'a> {

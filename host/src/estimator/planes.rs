@@ -11,7 +11,7 @@
 use super::{Bound, Estimator, FUNCTIONS, Keys, ROUNDING, SANE, block_mass, tree_sum};
 use half::f16;
 use kernels_gpu::layout::{BLOCK, code_shift, plane_row_bytes, step_offset};
-use kernels_gpu::numeric::{Unit, exp2, finite_score, fma, log2, quantise, quantiser_range};
+use kernels_gpu::numeric::{Unit, fma, quantise, quantiser_range};
 
 /// Keys of so many bits.
 #[derive(Clone, Copy, Debug)]
@@ -204,11 +204,10 @@ impl Estimator for Nested {
 #[inline(always)]
 pub fn coarse_score(unit: Unit, zero: f32, dot: i32, all: i32, fine: usize) -> f32 {
     let halves = dot.wrapping_mul(2 << fine).wrapping_add(all.wrapping_mul((1 << fine) - 1));
-    finite_score(fma(0.5 * unit.unit, halves as f32, zero))
+    unit.coarse_score(zero, halves)
 }
 
-/// Standard deviation of a coarse score: a coarse step is `2^fine` steps wide, and a value anywhere in it is off by
-/// `2^fine / sqrt(12)` steps on average.
+/// Standard deviation of a coarse score ([`kernels_gpu::numeric::spread`]).
 #[inline(always)]
 pub fn spread(steps: &[f32], query: &[f32], fine: usize) -> f32 {
     let mut lanes = [0.0f32; 32];
@@ -218,9 +217,7 @@ pub fn spread(steps: &[f32], query: &[f32], fine: usize) -> f32 {
             lanes[l] = fma(w, w, lanes[l]);
         }
     }
-    let sum = tree_sum(lanes);
-    // The square root by the functions that every backend has.
-    0.288_675_13 * (1 << fine) as f32 * exp2(0.5 * log2(if sum < 1e30 { sum } else { 1e30 }))
+    kernels_gpu::numeric::spread(tree_sum(lanes), fine as u32)
 }
 
 /// What the zeros and steps of a page allow.

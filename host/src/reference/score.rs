@@ -5,12 +5,12 @@
 //! [`DOUBT`] standard deviations (or, where a bound is asked for, by its bound), exceeds [`NEGLIGIBLE`] (or
 //! [`NEGLIGIBLE_BOUND`]) of the head's mean.
 
-use crate::estimator::{
-    Bound, DOUBT, Estimator, FUNCTIONS, NEGLIGIBLE, NEGLIGIBLE_BOUND, ROUNDING, block_mass, upper,
-};
+use crate::estimator::{Bound, Estimator, FUNCTIONS, ROUNDING, block_mass, upper};
 use crate::store::HeadView;
 use kernels_gpu::layout::BLOCK;
-use kernels_gpu::numeric::{LOG2_E, MASS_BITS, finite_score, fixed_mass, fma, log2};
+use kernels_gpu::numeric::{
+    DOUBT, LOG2_E, NEGLIGIBLE, NEGLIGIBLE_BOUND, finite_score, fixed_mass, fma, look_threshold, matters,
+};
 
 /// What is known about the blocks of one (sequence, KV head).
 #[derive(Clone, Debug, PartialEq)]
@@ -74,15 +74,8 @@ pub fn score(view: &HeadView<'_>, estimator: &dyn Estimator, q: &[f32], scale: f
 pub fn threshold(log_mass: &[f32], bounds: bool) -> f32 {
     let peak = log_mass.iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m });
     let total: u64 = log_mass.iter().map(|&x| fixed_mass(x, peak) as u64).sum();
-    let share = if bounds { NEGLIGIBLE_BOUND } else { NEGLIGIBLE } / log_mass.len() as f32;
-    peak + log2(total as f32 * (share / (1u32 << MASS_BITS) as f32))
-}
-
-/// True where a block of this estimate may be worth a second look. NaN says yes.
-#[inline(always)]
-pub fn matters(log_mass: f32, doubt: f32, threshold: f32) -> bool {
-    let optimistic = log_mass + doubt;
-    optimistic.is_nan() || optimistic > threshold
+    let negligible = if bounds { NEGLIGIBLE_BOUND } else { NEGLIGIBLE };
+    look_threshold(peak, total, log_mass.len() as u32, negligible)
 }
 
 fn first_look(view: &HeadView<'_>, estimator: &dyn Estimator, query: &[f32]) -> Vec<f32> {
