@@ -426,6 +426,7 @@ pub fn steps(extent: Extent) -> Vec<Step> {
     // The estimate of two bits is far off where scores are large, so the prediction falls short.
     let short = Policy::Progressive { mass: 0.97 };
     let merge = ["merge_"].as_slice();
+    let nested = ["score_nested", "refine"].as_slice();
     // Queries of zeros: every block has the same mass. 4 bits predict 24 of 32 blocks, which hold the target to the
     // bit, so that merge decides in exact arithmetic.
     let tie = Policy::Progressive { mass: 0.75 };
@@ -437,6 +438,11 @@ pub fn steps(extent: Extent) -> Vec<Step> {
         step(shape(Bf16, 64, 1, 4), &every_fill, Mirror::Bits4, Policy::Dense, 1.0),
         step(shape(Bf16, 64, 2, 4), &[200, 70], Mirror::Box, Policy::Quest(Blocks(6)), 1.0),
         step(shape(F16, 128, 2, 1), &[131, 40], Mirror::Bits2, progressive, 1.0),
+        Step {
+            only: nested,
+            ..step(shape(Bf16, 64, 2, 3), &[350, 128, 5], Mirror::Nested, progressive, 2.0)
+        },
+        Step { only: nested, ..step(shape(F16, 128, 1, 1), &[600, 70], Mirror::Nested, progressive, 3.0) },
         step(shape(F16, 128, 1, 1), &[600], Mirror::Bits2, progressive, 3.0),
         step(shape(F16, 128, 2, 1), &[500, 290], Mirror::Bits2, short, 3.5),
         step(shape(F16, 128, 1, 1), &[290], Mirror::Bits2, Policy::TopK(Fraction(0.4)), 1.0),
@@ -449,7 +455,8 @@ pub fn steps(extent: Extent) -> Vec<Step> {
             for d in [64, 128] {
                 for group in [1, 2, 3, 8] {
                     for (mirror, policy) in [
-                        (Mirror::Bits2, short),
+                        (Mirror::Nested, short),
+                        (Mirror::Bits2, Policy::TopK(Fraction(0.4))),
                         (Mirror::Bits4, Policy::TopP { mass: 0.9 }),
                         (Mirror::Box, Policy::Quest(Fraction(0.3))),
                     ] {

@@ -4,7 +4,7 @@ use psa::{Budget, Device, Dtype, Mirror, Policy, Shape};
 use psa_tests::{Workload, run};
 
 fn bits(device: &Device, workload: &Workload, policy: Policy) -> Vec<Vec<u32>> {
-    let got = run(device, workload, Mirror::Bits2, policy).unwrap();
+    let got = run(device, workload, Mirror::Nested, policy).unwrap();
     (0..workload.sequences.len()).map(|i| got.bits(i)).collect()
 }
 

@@ -16,13 +16,13 @@ fn batch_and_order_leave_the_bits_unchanged() {
     let workload = Workload::random(SHAPE, &[900, 64, 1, 333, 1300], 7);
     for device in [Device::cpu(), Device::reference(), Device::emulator()] {
         for policy in policies() {
-            let together = run(&device, &workload, Mirror::Bits2, policy).unwrap();
+            let together = run(&device, &workload, Mirror::Nested, policy).unwrap();
             let permuted = [3, 0, 4, 2, 1];
-            let other = run(&device, &workload.pick(&permuted), Mirror::Bits2, policy).unwrap();
+            let other = run(&device, &workload.pick(&permuted), Mirror::Nested, policy).unwrap();
             for (place, &i) in permuted.iter().enumerate() {
                 assert_eq!(together.bits(i), other.bits(place), "{} {policy}: sequence {i}", device.name());
                 assert_eq!(together.selection[i], other.selection[place]);
-                let alone = run(&device, &workload.pick(&[i]), Mirror::Bits2, policy).unwrap();
+                let alone = run(&device, &workload.pick(&[i]), Mirror::Nested, policy).unwrap();
                 assert_eq!(together.bits(i), alone.bits(0), "{} {policy}: sequence {i} alone", device.name());
                 assert_eq!(together.selection[i], alone.selection[0]);
             }
@@ -36,7 +36,7 @@ fn the_schedule_leaves_the_bits_unchanged() {
     let seeds = if std::env::var_os("PSA_QUICK").is_some() { 1..4 } else { 1..25 };
     let run_with = |seed| {
         let device = Device::emulator_with(EmulatedOptions { seed, ..EmulatedOptions::default() });
-        let got = run(&device, &workload, Mirror::Bits2, Policy::Progressive { mass: 0.97 }).unwrap();
+        let got = run(&device, &workload, Mirror::Nested, Policy::Progressive { mass: 0.97 }).unwrap();
         (got.bits(0), got.bits(1), got.selection)
     };
     let first = run_with(0);

@@ -29,7 +29,7 @@ fn checkers_report_synchronisation_mutants_and_the_rest_is_explained() {
         unreported(&verdicts).map(|v| format!("{} line {}: {}", v.mutant.id, v.line, change(v))).collect();
     assert!(failures(&scores).is_empty(), "{:?}\n{}", failures(&scores), named.join("\n"));
     // Every stage takes part; a kernel without barriers has no mutants here.
-    for stage in ["append_", "score_", "plan_", "attend_", "merge_"] {
+    for stage in ["append_", "score_", "score_nested_", "refine_", "plan_", "attend_", "merge_"] {
         assert!(verdicts.iter().any(|v| v.kernel.starts_with(stage)), "{stage}");
     }
 }

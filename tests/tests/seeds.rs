@@ -12,9 +12,18 @@ fn threads() -> usize {
 fn every_kernel_leaves_the_same_bytes_under_every_seed() {
     let module = Module::parse(kernels_gpu::PTX).unwrap();
     let scenes = scenes::record(&module, Extent::Representative).unwrap();
-    for stage in
-        ["append_", "append_box", "score_", "score_box", "plan_", "plan_identity", "attend_", "merge_"]
-    {
+    for stage in [
+        "append_",
+        "append_box",
+        "score_",
+        "score_nested",
+        "refine_",
+        "score_box",
+        "plan_",
+        "plan_identity",
+        "attend_",
+        "merge_",
+    ] {
         assert!(scenes.iter().any(|s| s.kernel().starts_with(stage)), "{stage}");
     }
     let seeds = if std::env::var_os("PSA_QUICK").is_some() { 10 } else { 30 };

@@ -92,7 +92,7 @@ fn step(workload: &Workload, policy: Policy, options: Options) -> (Vec<String>, 
             log: log.clone(),
         }) as Box<dyn Driver>)
     });
-    let got = run(&device, workload, Mirror::Bits2, policy).unwrap();
+    let got = run(&device, workload, Mirror::Nested, policy).unwrap();
     let launches = kept.lock().unwrap().clone();
     (launches, (0..workload.sequences.len()).map(|i| got.bits(i)).collect())
 }

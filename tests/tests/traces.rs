@@ -184,7 +184,7 @@ fn queries() -> Range<usize> {
 
 #[test]
 fn the_reference_gives_the_stored_outputs() {
-    let mut steps = decode(&Device::reference(), Mirror::Bits2, Policy::Dense, queries());
+    let mut steps = decode(&Device::reference(), Mirror::Nested, Policy::Dense, queries());
     assert_eq!(first_difference(&steps, f64_bound), None);
 
     // The twin: two units in the last place are seen, and so is a NaN.
@@ -200,27 +200,27 @@ fn the_reference_gives_the_stored_outputs() {
 
 #[test]
 fn the_cpu_gives_the_stored_outputs() {
-    let steps = decode(&Device::cpu(), Mirror::Bits2, Policy::Dense, queries());
+    let steps = decode(&Device::cpu(), Mirror::Nested, Policy::Dense, queries());
     // The order of the cpu's additions is its own business: as if all were in a row.
     assert_eq!(first_difference(&steps, bound(Arithmetic::F32)), None);
 }
 
 #[test]
 fn the_kernels_give_the_stored_outputs() {
-    let steps = decode(&Device::emulator(), Mirror::Bits2, Policy::Dense, LAST);
+    let steps = decode(&Device::emulator(), Mirror::Nested, Policy::Dense, LAST);
     assert_eq!(first_difference(&steps, bound(Arithmetic::Kernels { topups: 0 })), None);
 }
 
 #[test]
 fn a_sparse_step_is_not_taken_for_the_stored_outputs() {
     // Reading 70 % of the mass is far outside the bound of f32 arithmetic.
-    let steps = decode(&Device::cpu(), Mirror::Bits2, Policy::TopP { mass: 0.7 }, LAST);
+    let steps = decode(&Device::cpu(), Mirror::Nested, Policy::TopP { mass: 0.7 }, LAST);
     assert!(first_difference(&steps, bound(Arithmetic::F32)).is_some());
 }
 
 #[test]
 fn progressive_reads_the_same_blocks_on_every_device() {
-    for mirror in [Mirror::Bits2, Mirror::Bits4] {
+    for mirror in [Mirror::Nested, Mirror::Bits2, Mirror::Bits4] {
         let policy = Policy::Progressive { mass: 0.95 };
         let reference = decode(&Device::reference(), mirror, policy, LAST);
         for device in [Device::cpu(), Device::emulator()] {

@@ -252,12 +252,13 @@ impl Kernels {
         d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
         d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
         d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
-        let mut looks = vec![0u32; if second_look.looks.bytes() > 0 { 2 * rows } else { 0 }];
-        d.download(second_look.looks.address(), bytemuck::cast_slice_mut(&mut looks))?;
+        let mut looks = vec![0u32; 2 * rows];
+        if second_look.looks.bytes() > 0 {
+            d.download(second_look.looks.address(), bytemuck::cast_slice_mut(&mut looks))?;
+        }
         for (row, metadata) in result.metadata.iter_mut().enumerate() {
             let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
-            let fine = looks.get(2 * row + 1).copied().unwrap_or(0) as usize
-                * self.format.fine_bytes(shape.head_dim);
+            let fine = looks[2 * row + 1] as usize * self.format.fine_bytes(shape.head_dim);
             let coarse = pages * self.format.first_bytes(shape.head_dim);
             *metadata = if what == Step::Identity { 0 } else { (coarse + fine) as u32 };
         }

@@ -121,6 +121,7 @@ fn steps() -> Vec<(Workload, Mirror, Policy)> {
             for group in [1, 2, 4, 8] {
                 steps.push((workload(group), Mirror::Bits2, progressive));
             }
+            steps.push((workload(2), Mirror::Nested, progressive));
             steps.push((workload(2), Mirror::Bits4, progressive));
             steps.push((workload(2), Mirror::Box, Policy::Quest(psa::Budget::Fraction(0.5))));
             steps.push((workload(1), Mirror::Bits2, Policy::Dense));

@@ -125,7 +125,7 @@ pub fn all(options: &Options<'_>) -> Vec<Case> {
     cases
 }
 
-/// Every instance of append, score, attend and merge; `plan_n512` and `plan_identity` on the way.
+/// Every instance of append, score, refine, attend and merge; `plan_n512` and `plan_identity` on the way.
 fn specialisations(extent: Extent) -> Vec<Case> {
     let groups: &[usize] = match extent {
         Extent::Smoke | Extent::Quick => &[1, 2, 4, 8],
@@ -140,17 +140,18 @@ fn specialisations(extent: Extent) -> Vec<Case> {
                 let workload =
                     Workload::random(shape(kv_heads, group, head_dim, dtype), lengths, group as u64);
                 let mut runs = vec![
+                    (Mirror::Nested, Policy::Progressive { mass: 0.9 }),
                     (Mirror::Bits2, Policy::Progressive { mass: 0.9 }),
                     (Mirror::Bits4, Policy::TopP { mass: 0.9 }),
                     (Mirror::Box, Policy::Quest(Budget::Blocks(9))),
-                    (Mirror::Bits2, Policy::Dense),
+                    (Mirror::Nested, Policy::Dense),
                 ];
                 if extent == Extent::Smoke && group != 1 {
                     runs.truncate(1);
                 }
                 for (mirror, policy) in runs {
                     let case = Case::new("specialisation", workload.clone(), mirror, policy);
-                    let stable = mirror == Mirror::Bits2 && (extent == Extent::Full || group == 4);
+                    let stable = mirror == Mirror::Nested && (extent == Extent::Full || group == 4);
                     cases.push(if stable { case.stable() } else { case });
                 }
             }
@@ -168,7 +169,7 @@ fn lengths(extent: Extent, cases: &mut Vec<Case>) {
         let workload = Workload::random(shape(1, 3, 64, Dtype::F16), &[n], 10 + i as u64);
         for policy in [Policy::Dense, Policy::Progressive { mass: 0.95 }, Policy::TopK(Budget::Fraction(0.3))]
         {
-            cases.push(Case::new("length", workload.clone(), Mirror::Bits2, policy));
+            cases.push(Case::new("length", workload.clone(), Mirror::Nested, policy));
         }
     }
 }
@@ -181,14 +182,14 @@ fn long_rows(extent: Extent, cases: &mut Vec<Case>) {
         let workload = Workload::random(shape(1, group, 64, Dtype::Bf16), &[tokens], seed);
         cases.push(Case::new("long row", workload, mirror, policy));
     };
-    push(8_200, 1, 20, Mirror::Bits2, progressive);
-    push(33_000, 1, 21, Mirror::Bits2, top_k);
+    push(8_200, 1, 20, Mirror::Nested, progressive);
+    push(33_000, 1, 21, Mirror::Nested, top_k);
     if extent == Extent::Full {
         push(8_200, 8, 22, Mirror::Bits4, top_k);
         push(32_768, 4, 23, Mirror::Bits4, progressive);
-        push(65_537, 2, 24, Mirror::Bits2, progressive);
-        push(131_072, 1, 25, Mirror::Bits2, Policy::Dense);
-        push(131_072, 1, 25, Mirror::Bits2, progressive);
+        push(65_537, 2, 24, Mirror::Nested, progressive);
+        push(131_072, 1, 25, Mirror::Nested, Policy::Dense);
+        push(131_072, 1, 25, Mirror::Nested, progressive);
         push(20_000, 4, 26, Mirror::Box, Policy::Quest(Budget::Fraction(0.1)));
     }
 }
@@ -198,22 +199,22 @@ fn odd_ones(cases: &mut Vec<Case>) {
     let sharp = Workload::random(shape(2, 4, 64, Dtype::F16), &[700, 1200], 30).sharpened(2.5);
     for mass in [0.8, 0.97] {
         let policy = Policy::Progressive { mass };
-        cases.push(Case::new("top-ups", sharp.clone(), Mirror::Bits2, policy).stable());
+        cases.push(Case::new("top-ups", sharp.clone(), Mirror::Nested, policy).stable());
     }
     let mut tied = Workload::random(shape(1, 2, 64, Dtype::F16), &[512], 60);
     if let Tensor::F16(k) = &mut tied.sequences[0].k {
         let first = k[..64].to_vec();
         k.chunks_mut(64).for_each(|row| row.copy_from_slice(&first));
     }
-    cases.push(Case::new("ties", tied, Mirror::Bits2, Policy::TopK(Budget::Blocks(10))));
+    cases.push(Case::new("ties", tied, Mirror::Nested, Policy::TopK(Budget::Blocks(10))));
     let free = Workload::random(shape(1, 2, 64, Dtype::F16), &[128, 640], 40);
     for policy in [Policy::TopK(Budget::Blocks(1)), Policy::Progressive { mass: 0.5 }] {
-        let mut case = Case::new("nothing forced", free.clone(), Mirror::Bits2, policy);
+        let mut case = Case::new("nothing forced", free.clone(), Mirror::Nested, policy);
         case.forced = Forced { sink: 0, recent: 0 };
         cases.push(case);
     }
     let empty = Workload::random(shape(2, 2, 64, Dtype::Bf16), &[0, 33], 50);
-    cases.push(Case::new("no tokens", empty, Mirror::Bits2, Policy::Progressive { mass: 0.95 }));
+    cases.push(Case::new("no tokens", empty, Mirror::Nested, Policy::Progressive { mass: 0.95 }));
     let large = Workload::random(shape(1, 2, 128, Dtype::Bf16), &[300], 70).sharpened(30.0);
     cases.push(Case::new("large scores", large, Mirror::Bits4, Policy::Progressive { mass: 0.95 }));
 }
@@ -224,7 +225,7 @@ pub fn random(seed: u64, extent: Extent) -> Case {
     let dtype = if rng.below(2) == 0 { Dtype::F16 } else { Dtype::Bf16 };
     let head_dim = [64, 128][rng.below(2)];
     let (kv_heads, group) = (1 + rng.below(3), 1 + rng.below(8));
-    let mirror = [Mirror::Bits2, Mirror::Bits4, Mirror::Box][rng.below(3)];
+    let mirror = [Mirror::Nested, Mirror::Bits2, Mirror::Bits4, Mirror::Box][rng.below(4)];
     let budget =
         if rng.below(2) == 0 { Budget::Fraction(0.4) } else { Budget::Blocks(1 + rng.below(20) as u32) };
     let mass = 0.5 + 0.49 * rng.below(1000) as f32 / 1000.0;
@@ -259,7 +260,7 @@ fn recorded(traces: &Traces, extent: Extent, cases: &mut Vec<Case>) {
         }
         let workload = Workload { shape, sequences: vec![last_step(trace)] };
         for policy in [Policy::Dense, Policy::Progressive { mass: 0.95 }] {
-            cases.push(Case::new(&format!("trace {}", trace.name), workload.clone(), Mirror::Bits2, policy));
+            cases.push(Case::new(&format!("trace {}", trace.name), workload.clone(), Mirror::Nested, policy));
         }
     }
 }

@@ -182,7 +182,8 @@ fn one_setting(
         }
         for (launch, rounds) in launches.iter().zip(&rounds) {
             let stage = launch.kernel.family;
-            if stage == "plan_identity" || (*arm == Arm::TopK && (stage == "score" || stage == "plan")) {
+            let ranks = ["score_nested", "refine", "plan"].contains(&stage);
+            if stage == "plan_identity" || (*arm == Arm::TopK && ranks) {
                 continue;
             }
             let mut record = base(*arm, stage, "stream");

@@ -6,9 +6,12 @@
 
 use std::fmt;
 
-use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_SPLITS, MirrorKind, QUANT_GROUP, blocks, splits};
+use kernels_gpu::layout::{
+    BLOCK, BLOCKS_PER_GROUP, MAX_SPLITS, MirrorKind, QUANT_GROUP, blocks, plane_offset, plane_row_bytes,
+    splits,
+};
 use kernels_gpu::numeric::fixed_target;
-use psa::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
+use psa::device::launches::{self, BatchAddresses, CacheAddresses, SecondLook, Step, StepAddresses};
 use psa::driver::Driver;
 use psa::{Dtype, Mirror, Shape};
 use psa_codegen::{Launch, Region};
@@ -22,9 +25,9 @@ use crate::target::{download, upload};
 pub const KV_HEADS: usize = 8;
 /// Elements of a head.
 pub const HEAD_DIM: usize = 128;
-const MIRROR: Mirror = Mirror::Bits2;
+const MIRROR: Mirror = Mirror::Nested;
 /// Its pages.
-const KIND: MirrorKind = MirrorKind::Planes(1);
+const KIND: MirrorKind = MirrorKind::Nested;
 const SINK: usize = 1;
 const RECENT: usize = 2;
 
@@ -81,6 +84,8 @@ pub struct Reads {
     pub blocks_total: u64,
     slot_bytes: u64,
     mirror_bytes: u64,
+    /// Bytes of the fine plane.
+    fine_bytes: u64,
     query_bytes: u64,
     out_bytes: u64,
     log_mass_bytes: u64,
@@ -91,15 +96,16 @@ pub struct Reads {
 impl Reads {
     /// Keys and values read, the mirror where it ranks, queries, outputs.
     pub fn step_bytes(&self) -> u64 {
-        let mirror = if self.ranked { self.mirror_bytes } else { 0 };
+        let mirror = if self.ranked { self.mirror_bytes + self.fine_bytes } else { 0 };
         self.blocks_read * self.slot_bytes + mirror + self.query_bytes + self.out_bytes
     }
 
-    /// score: mirror, queries, estimates written. plan: estimates read, order written. attend: planned keys and
+    /// score_nested: coarse planes, queries, estimates written. refine: both planes of some blocks; queries. plan: estimates read, order written. attend: planned keys and
     /// values, their order, queries. merge: partial results read, outputs written; top-ups.
     pub fn stage_bytes(&self, stage: &str) -> u64 {
         match stage {
-            "score" => self.mirror_bytes + self.query_bytes + self.log_mass_bytes,
+            "score_nested" => self.mirror_bytes + self.query_bytes + self.log_mass_bytes,
+            "refine" => 2 * self.fine_bytes + self.query_bytes + self.log_mass_bytes,
             "plan" => self.log_mass_bytes + 4 * self.blocks_total,
             "attend" => self.blocks_planned * (self.slot_bytes + 4) + self.query_bytes,
             "merge" => {
@@ -238,6 +244,11 @@ impl Rig {
             lse: m.alloc(4 * qh, "lse")?,
             read: m.alloc(8 * rows, "read")?,
             mass: m.alloc(4 * qh, "mass")?,
+            second_look: SecondLook {
+                doubt: m.alloc(qh * max_blocks, "doubt")?,
+                threshold: m.alloc(4 * qh, "threshold")?,
+                looks: m.put(&vec![0u32; 2 * rows], "looks")?,
+            },
             max_splits,
         };
         let device = m.driver.name();
@@ -267,7 +278,11 @@ impl Rig {
     pub fn reads(&self, driver: &mut dyn Driver, arm: Arm) -> Result<Reads, Error> {
         let Setting { batch, tokens, group } = self.setting;
         let (rows, nb) = (batch * KV_HEADS, blocks(tokens));
-        let (heads, kind) = (rows * group, KIND);
+        let heads = rows * group;
+        // Each row's coarse planes, and both planes of the blocks that were looked at again.
+        let looks: Vec<u32> = download(driver, self.step.second_look.looks, 2 * rows)?;
+        let looked = looks.iter().skip(1).step_by(2).map(|&x| u64::from(x)).sum::<u64>();
+        let plane = (BLOCK * plane_row_bytes(HEAD_DIM)) as u64;
         let read: Vec<u32> = download(driver, self.step.read, 2 * rows)?;
         let count: Vec<u32> = download(driver, self.step.count, rows)?;
         Ok(Reads {
@@ -275,7 +290,8 @@ impl Rig {
             blocks_planned: count.iter().map(|&x| u64::from(x)).sum(),
             blocks_total: (rows * nb) as u64,
             slot_bytes: self.cache.shape.slot_bytes() as u64,
-            mirror_bytes: (rows * (tokens / QUANT_GROUP) * kind.page_bytes(HEAD_DIM)) as u64,
+            mirror_bytes: (rows * (tokens / QUANT_GROUP) * plane_offset(HEAD_DIM, 1)) as u64,
+            fine_bytes: looked * plane,
             query_bytes: (2 * heads * HEAD_DIM) as u64,
             out_bytes: (4 * heads * HEAD_DIM + 4 * heads) as u64,
             log_mass_bytes: (4 * heads * nb) as u64,
@@ -342,7 +358,7 @@ fn copy_template(
             cache.mirror_kind.page_bytes(HEAD_DIM),
         ),
     ];
-    debug_assert!(matches!(cache.mirror_kind, MirrorKind::Planes(_)));
+    debug_assert!(matches!(cache.mirror_kind, MirrorKind::Nested));
     for (from, to, pairs, bytes) in lists {
         let list = own.put(&pairs, "pairs")?;
         let ctas = (pairs.len() / 2).min(4096) as u32;
