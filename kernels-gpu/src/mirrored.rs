@@ -13,7 +13,7 @@ use crate::numeric::{LOG2_E, Unit, exp2, fma, log2};
 use cuda_std::half::f16;
 use cuda_std::ptx::{V4, dp2a_hi_s32_u32, dp2a_lo_s32_u32};
 use cuda_std::shared::SharedPtr;
-use cuda_std::warp::{group_max_f32, group_sum_f32, lane_id, sync_warp};
+use cuda_std::warp::{group_max_f32, group_sum_f32, lane_id, shfl_xor_u32, sync_warp};
 
 /// The query heads of one KV head, and where their masses go.
 #[derive(Clone, Copy)]
@@ -91,25 +91,42 @@ pub unsafe fn block_mass(score: f32) -> f32 {
 /// Codes of a lane's two tokens in `P` planes: `[token][plane][word]`.
 pub type Codes<const P: usize> = [[[u32; 8]; P]; 2];
 
-/// Reads the planes of the lane's tokens `i` for which `wanted[i]`; the others' codes are 0.
+/// Reads the planes of the lane's tokens `i` for which `wanted[i]`, which is the same for all lanes of a half warp; the
+/// others' codes are 0.
+///
+/// A row of 128 dims is a sector of 32 bytes, in two pieces of 16. So that every load takes whole sectors, neighbouring
+/// lanes read the halves of one row, then of the other's, and exchange.
 ///
 /// # Safety
-/// `page` is a page of `P` planes or more.
+/// All lanes of the warp make this call; `page` is a page of `P` planes or more.
 #[inline(always)]
 pub unsafe fn read_codes<const D: usize, const P: usize>(page: *const u8, wanted: [bool; 2]) -> Codes<P> {
     let mut codes = [[[0u32; 8]; P]; 2];
+    let lane = lane_id() as usize;
+    let odd = lane % 2 == 1;
     // SAFETY: the caller's promise; rows are 16 bytes or more.
     unsafe {
         cuda_std::unroll!(p < P, max 2, {
             cuda_std::unroll!(i < 2, max 2, {
-                if wanted[i] {
-                    let token = lane_id() as usize + 32 * i;
-                    let row = page.add(plane_offset(D, p) + token * plane_row_bytes(D)) as *const V4;
-                    cuda_std::unroll!(w < D / 64, max 2, {
-                        let V4(words) = *row.add(w);
+                let plane = page.add(plane_offset(D, p) + 32 * i * plane_row_bytes(D));
+                if D == 64 {
+                    if wanted[i] {
+                        let V4(words) = *(plane.add(lane * plane_row_bytes(D)) as *const V4);
                         cuda_std::unroll!(e < 4, max 4, {
-                            codes[i][p][4 * w + e] = words[e];
+                            codes[i][p][e] = words[e];
                         });
+                    }
+                } else {
+                    let (mut first, mut second) = ([0u32; 4], [0u32; 4]);
+                    if wanted[i] {
+                        let rows = plane.add(lane / 2 * 2 * plane_row_bytes(D)) as *const V4;
+                        V4(first) = *rows.add(lane % 2);
+                        V4(second) = *rows.add(2 + lane % 2);
+                    }
+                    cuda_std::unroll!(e < 4, max 4, {
+                        let other = shfl_xor_u32(if odd { first[e] } else { second[e] }, 1);
+                        codes[i][p][e] = if odd { other } else { first[e] };
+                        codes[i][p][4 + e] = if odd { second[e] } else { other };
                     });
                 }
             });

@@ -47,11 +47,21 @@ const PINS: &[Pin] = &[
     store("append_bf16", "mirror", ONCE, ONCE),
     load("append_box", "arena", ONCE, ONCE),
     store("append_box", "mirror", ONCE, ONCE),
-    load("score_bf16", "mirror", ONCE, [1.8, 1.8]), // the planes: 16 bytes a lane as two accesses of 8
+    load("score_bf16", "mirror", ONCE, ONCE),
     store("score_bf16", "log_mass", ONCE, [4.0, 4.0]), // 2 of the 8 blocks of a sector an access
     load("score_bf16", "q", [8.0, 32.0], [8.0, 32.0]), // once a group of 64 tokens
+    load("score_nested", "mirror", ONCE, ONCE),
+    load("score_nested", "q", [8.0, 32.0], [8.0, 32.0]), // once a group of 64 tokens
+    store("score_nested", "log_mass", ONCE, [4.0, 4.0]), // 2 of the 8 blocks of a sector an access
+    load("score_nested", "log_mass", [2.0, 2.0], [2.0, 2.0]), // by the row's last CTA: peak, sum
+    store("score_nested", "doubt", ONCE, [8.0, 8.0]), // a group at a time
+    load("refine", "mirror", ONCE, ONCE),
+    load("refine", "q", [7.0, 31.0], [7.0, 31.0]), // once a group of 64 tokens that is looked at
+    load("refine", "log_mass", ONCE, [2.0, 2.0]),  // 4 of the 8 blocks of a sector an access
+    load("refine", "doubt", [4.0, 4.0], [8.0, 8.0]), // once a block; a group at a time
+    store("refine", "log_mass", ONCE, [4.19, 4.63]), // 2 of the 8 blocks of a sector an access, or 1
     load("score_box", "mirror", [4.0, 4.0], [2.0, 2.0]), // once a query head
-    store("score_box", "log_mass", ONCE, [2.0, 2.0]), // 4 of the 8 blocks of a sector an access
+    store("score_box", "log_mass", ONCE, [2.0, 2.0]),    // 4 of the 8 blocks of a sector an access
     load("score_box", "q", [32.0, 128.0], [128.0, 512.0]), // once a block, every lane for itself
     load("plan_n512", "log_mass", [5.41, 5.3], [6.19, 10.72]), // peak, sum, keys, and twice by rank: scattered
     store("plan_n512", "order", ONCE, ONCE),
@@ -68,6 +78,8 @@ const CONFLICTS: &[(&str, [f64; 2])] = &[
     ("append_bf16", [2.96, 2.96]), // zero and step of 16 neighbouring channels a lane: four lanes a bank
     ("append_box", [0.0, 0.0]),
     ("score_bf16", [0.0, 0.0]),
+    ("score_nested", [0.0, 0.0]),
+    ("refine", [0.0, 0.0]),
     ("score_box", [0.0, 0.0]),
     ("plan_n512", [0.04, 0.22]), // pairs of the bitonic sort less than 16 keys apart
     ("plan_identity", [0.0, 0.0]),
@@ -83,6 +95,7 @@ fn scenes(tokens: usize) -> Vec<Scene> {
         (Mirror::Bits2, Policy::Progressive { mass: 0.9 }),
         (Mirror::Bits2, Policy::Dense),
         (Mirror::Box, Policy::Quest(Budget::Fraction(0.3))),
+        (Mirror::Nested, Policy::Progressive { mass: 0.9 }),
     ] {
         let step = Step { shape, lengths: vec![tokens], mirror, policy, sharpness: 1.0, only: &[] };
         all.extend(step.record(&module).unwrap());
