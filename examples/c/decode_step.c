@@ -1,6 +1,6 @@
 /*
- * A decode step from C: append, score, plan, attend, merge over a small paged cache, with nothing of this project
- * but the folder that `cargo xtask dist` makes. First dense, compared with plain attention in double precision;
+ * A decode step from C: append, score, refine, plan, attend, merge over a small paged cache, with nothing of this
+ * project but the folder that `cargo xtask dist` makes. First dense, compared with plain attention in double precision;
  * then progressive:0.95, compared with the same over the blocks that it read, and its missed mass is measured.
  *
  *   cc -std=c99 -Wall -Wextra -Werror -I DIST decode_step.c -lcuda -lm -o decode_step    (with CUDA's cuda.h)
@@ -170,7 +170,7 @@ int main(int count, char **arguments) {
     CUdevice device;
     CUcontext context;
     CUmodule module;
-    CUfunction append, score, plan, plan_identity, attend, merge;
+    CUfunction append, score, refine, plan, plan_identity, attend, merge;
     sequence sequences[BATCH];
     if (count != 2) {
         fprintf(stderr, "usage: %s psa_kernels.ptx\n", arguments[0]);
@@ -181,8 +181,9 @@ int main(int count, char **arguments) {
     check(cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain");
     check(cuCtxSetCurrent(context), "cuCtxSetCurrent");
     check(cuModuleLoadData(&module, read_text(arguments[1])), "cuModuleLoadData");
-    check(psa_get(&append, module, PSA_APPEND_BF16_D64_P1), "append");
-    check(psa_get(&score, module, PSA_SCORE_BF16_D64_P1), "score");
+    check(psa_get(&append, module, PSA_APPEND_BF16_D64_P2), "append");
+    check(psa_get(&score, module, PSA_SCORE_NESTED_BF16_D64), "score_nested");
+    check(psa_get(&refine, module, PSA_REFINE_BF16_D64), "refine");
     check(psa_get(&plan, module, PSA_PLAN_N512), "plan");
     check(psa_get(&plan_identity, module, PSA_PLAN_IDENTITY), "plan_identity");
     check(psa_get(&attend, module, PSA_ATTEND_BF16_D64), "attend");
@@ -202,7 +203,7 @@ int main(int count, char **arguments) {
         }
     }
     CUdeviceptr arena = room(used_slots * psa_slot_bytes(HEAD_DIM));
-    CUdeviceptr mirror = room(used_pages * psa_planes_page_bytes(HEAD_DIM, 1));
+    CUdeviceptr mirror = room(used_pages * psa_planes_page_bytes(HEAD_DIM, 2));
     CUdeviceptr blocks = upload(block_table, psa_block_table_bytes(&shape, BATCH));
     CUdeviceptr mirrors = upload(mirror_table, psa_mirror_table_bytes(&shape, BATCH));
     const uint32_t rows[BATCH] = {0, 1};
@@ -233,7 +234,7 @@ int main(int count, char **arguments) {
         lens = upload(now, sizeof now);
         psa_append_params params = {k,    v, where, arena, mirror, blocks, mirrors, seqs, lens,
                                     0, 1, KV_HEADS, shape.max_blocks};
-        check(psa_launch_append(append, PSA_APPEND_BF16_D64_P1, KV_HEADS, BATCH, groups, NULL, params), "append");
+        check(psa_launch_append(append, PSA_APPEND_BF16_D64_P2, KV_HEADS, BATCH, groups, NULL, params), "append");
     }
 
     /* The step's buffers; sizes as in docs/kernels.md. */
@@ -243,6 +244,9 @@ int main(int count, char **arguments) {
     CUdeviceptr partial_ml = room(psa_partial_ml_bytes(&shape)), out = room(psa_out_bytes(&shape));
     CUdeviceptr lse = room(psa_lse_bytes(&shape)), read = room(psa_read_bytes(&shape));
     CUdeviceptr mass = room(psa_mass_bytes(&shape)), q = room(psa_q_bytes(&shape));
+    CUdeviceptr doubt = room(psa_doubt_bytes(&shape)), threshold = room(psa_threshold_bytes(&shape));
+    const uint32_t zeros[2 * BATCH * KV_HEADS] = {0};
+    CUdeviceptr looks = upload(zeros, sizeof zeros); /* 0 before the first step */
     const uint32_t budgets[BATCH] = {PSA_MAX_BLOCKS, PSA_MAX_BLOCKS};
     CUdeviceptr budget = upload(budgets, sizeof budgets);
     for (b = 0; b < BATCH; b++) {
@@ -258,13 +262,16 @@ int main(int count, char **arguments) {
             check(psa_launch_plan_identity(plan_identity, PSA_PLAN_IDENTITY, KV_HEADS, BATCH, 1, NULL, params),
                   "plan_identity");
         } else {
-            psa_score_params scores = {q, arena, mirror, blocks, mirrors, seqs, lens, log_mass,
-                                       scale, 0, 1, KV_HEADS, GROUP, shape.max_blocks};
-            check(psa_launch_score(score, PSA_SCORE_BF16_D64_P1, psa_score_grid_x(LONGEST), KV_HEADS, BATCH, NULL,
-                                   scores),
-                  "score");
+            uint32_t quarters = psa_score_grid_x(LONGEST);
+            psa_score_nested_params scores = {q, arena, mirror, blocks, mirrors, seqs, lens, log_mass, doubt, threshold,
+                                              looks, scale, 0, 1, KV_HEADS, GROUP, shape.max_blocks};
+            check(psa_launch_score_nested(score, PSA_SCORE_NESTED_BF16_D64, quarters, KV_HEADS, BATCH, NULL, scores),
+                  "score_nested");
+            psa_refine_params refines = {q, mirror, mirrors, seqs, lens, doubt, threshold, log_mass,
+                                         looks, scale, 0, 1, KV_HEADS, GROUP, shape.max_blocks};
+            check(psa_launch_refine(refine, PSA_REFINE_BF16_D64, quarters, KV_HEADS, BATCH, NULL, refines), "refine");
             psa_plan_params params = {log_mass, lens, budget, order, counts, peak, rest,
-                                      psa_progressive_target(stop, 1), 1, 2, KV_HEADS, GROUP, shape.max_blocks};
+                                      psa_progressive_target(stop, 2), 1, 2, KV_HEADS, GROUP, shape.max_blocks};
             check(psa_launch_plan(plan, PSA_PLAN_N512, KV_HEADS, BATCH, 1, NULL, params), "plan");
         }
         psa_attend_params attends = {q, arena, blocks, seqs, lens, order, counts, partial, partial_ml,

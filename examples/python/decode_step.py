@@ -1,4 +1,4 @@
-"""A decode step from Python: append, score, plan, attend, merge over a small paged cache.
+"""A decode step from Python: append, score, refine, plan, attend, merge over a small paged cache.
 
     python3 decode_step.py DIST [--binding ctypes|cuda-python]
 
@@ -93,12 +93,15 @@ def main():
     heads, kv_rows = batch * HEADS, batch * KV_HEADS
     arguments = {
         "arena": room(slots * 2 * BLOCK * HEAD_DIM * 2),
-        "mirror": room(pages * (4 * HEAD_DIM + PAGE * HEAD_DIM // 4)),
+        "mirror": room(pages * (4 * HEAD_DIM + PAGE * HEAD_DIM // 2)),
         "block_table": upload("I", block_table),
         "mirror_table": upload("I", mirror_table),
         "seqs": upload("I", range(batch)),
         "budget": upload("I", [8192] * batch),
         "log_mass": room(heads * max_blocks * 4),
+        "doubt": room(heads * max_blocks),
+        "threshold": room(heads * 4),
+        "looks": upload("I", [0] * (2 * kv_rows)),  # 0 before the first step
         "order": room(kv_rows * max_blocks * 4),
         "count": room(kv_rows * 4),
         "peak": room(heads * 4),
@@ -123,7 +126,7 @@ def main():
     # Append: all tokens but the last, as a prefill; then the last one, as a decode step does.
     rng = random.Random(2503)
     sequences = [sequence(tokens, rng) for tokens in LENGTHS]
-    append = kernels.find("append", T="bf16", D=HEAD_DIM, P=1)
+    append = kernels.find("append", T="bf16", D=HEAD_DIM, P=2)
     for part in (slice(0, -1), slice(-1, None)):
         new = [(range(n)[part][0], range(n)[part][-1] + 1) for n in LENGTHS]
         offsets = [0]
@@ -143,10 +146,10 @@ def main():
         if mass == 0.0:
             kernels.launch(kernels.find("plan_identity"), grid, arguments)
         else:
-            # The prediction of a 2-bit mirror lies a fifth of the rest higher, as 16-bit fixed point, rounded up.
-            arguments["target"] = math.ceil((mass + (1 - mass) / 5) * 65536)
+            arguments["target"] = math.ceil(mass * 65536)  # the prediction, as 16-bit fixed point, rounded up
             quarters = -(-(-(-longest // PAGE)) // 4)
-            kernels.launch(kernels.find("score", T="bf16", D=HEAD_DIM, P=1), (quarters, KV_HEADS, batch), arguments)
+            for family in ("score_nested", "refine"):
+                kernels.launch(kernels.find(family, T="bf16", D=HEAD_DIM), (quarters, KV_HEADS, batch), arguments)
             kernels.launch(kernels.find("plan", N=512), grid, arguments)
         kernels.launch(kernels.find("attend", T="bf16", D=HEAD_DIM), (splits, KV_HEADS, batch), arguments)
         kernels.launch(kernels.find("merge", T="bf16", D=HEAD_DIM), grid, arguments)

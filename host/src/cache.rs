@@ -49,7 +49,7 @@ impl Default for CacheConfig {
             capacity: Capacity::Tokens(8192),
             max_sequences: 16,
             max_tokens: None,
-            mirror: Mirror::Bits2,
+            mirror: Mirror::Nested,
             quant_group: QUANT_GROUP,
             unit: BLOCK,
             forced: Forced::default(),

@@ -29,7 +29,7 @@ static inline uint32_t psa_groups_touched(uint32_t before, uint32_t added) {
     return psa_div_ceil(before + added, PSA_QUANT_GROUP) - before / PSA_QUANT_GROUP;
 }
 
-/* Grid x of score for the longest sequence. */
+/* Grid x of score, score_nested and refine for the longest sequence. */
 static inline uint32_t psa_score_grid_x(uint32_t tokens) {
     return psa_div_ceil(psa_div_ceil(tokens, PSA_QUANT_GROUP), 4u);
 }
@@ -45,7 +45,8 @@ static inline uint32_t psa_splits(uint32_t blocks) {
     return wanted > PSA_MAX_SPLITS ? PSA_MAX_SPLITS : wanted == 0u ? 1u : wanted;
 }
 
-/* `target` of plan: the predicted mass, as progressive uses it. planes: of the mirror, 1 (2 bits) or 2 (4). */
+/* `target` of plan: the predicted mass, as progressive uses it. planes: of the mirror, 1 (2 bits) or 2 (4 bits,
+ * nested or not). */
 static inline uint32_t psa_progressive_target(float mass, uint32_t planes) {
     float predicted = planes == 1u ? mass + (1.0f - mass) / 5.0f : mass;
     float scaled = predicted * 65536.0f;
@@ -87,6 +88,13 @@ static inline size_t psa_mirror_table_bytes(const psa_shape *s, uint32_t rows) {
 }
 static inline size_t psa_q_bytes(const psa_shape *s) { return psa_heads(s) * s->head_dim * 2; }
 static inline size_t psa_log_mass_bytes(const psa_shape *s) { return psa_heads(s) * s->max_blocks * 4; }
+/* Of score_nested and refine: what a mass may be too low, the mass beyond which a second look is taken, counters. The
+ * counters are 0 before the first step; each step leaves them ready for the next. */
+static inline size_t psa_doubt_bytes(const psa_shape *s) {
+    return psa_heads(s) * (s->max_blocks / PSA_BLOCKS_PER_GROUP) * 4;
+}
+static inline size_t psa_threshold_bytes(const psa_shape *s) { return psa_heads(s) * 4; }
+static inline size_t psa_looks_bytes(const psa_shape *s) { return psa_rows(s) * 8; }
 static inline size_t psa_order_bytes(const psa_shape *s) { return psa_rows(s) * s->max_blocks * 4; }
 static inline size_t psa_count_bytes(const psa_shape *s) { return psa_rows(s) * 4; }
 static inline size_t psa_peak_bytes(const psa_shape *s) { return psa_heads(s) * 4; }

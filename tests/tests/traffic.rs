@@ -54,14 +54,14 @@ const PINS: &[Pin] = &[
     load("score_nested", "q", [8.0, 32.0], [8.0, 32.0]), // once a group of 64 tokens
     store("score_nested", "log_mass", ONCE, [4.0, 4.0]), // 2 of the 8 blocks of a sector an access
     load("score_nested", "log_mass", [2.0, 2.0], [2.0, 2.0]), // by the row's last CTA: peak, sum
-    store("score_nested", "doubt", ONCE, [8.0, 8.0]), // a group at a time
+    store("score_nested", "doubt", ONCE, [8.0, 8.0]),    // a group at a time
     load("refine", "mirror", ONCE, ONCE),
     load("refine", "q", [7.0, 31.0], [7.0, 31.0]), // once a group of 64 tokens that is looked at
     load("refine", "log_mass", ONCE, [2.0, 2.0]),  // 4 of the 8 blocks of a sector an access
     load("refine", "doubt", [4.0, 4.0], [8.0, 8.0]), // once a block; a group at a time
     store("refine", "log_mass", ONCE, [4.19, 4.63]), // 2 of the 8 blocks of a sector an access, or 1
     load("score_box", "mirror", [4.0, 4.0], [2.0, 2.0]), // once a query head
-    store("score_box", "log_mass", ONCE, [2.0, 2.0]),    // 4 of the 8 blocks of a sector an access
+    store("score_box", "log_mass", ONCE, [2.0, 2.0]), // 4 of the 8 blocks of a sector an access
     load("score_box", "q", [32.0, 128.0], [128.0, 512.0]), // once a block, every lane for itself
     load("plan_n512", "log_mass", [5.41, 5.3], [6.19, 10.72]), // peak, sum, keys, and twice by rank: scattered
     store("plan_n512", "order", ONCE, ONCE),

@@ -150,8 +150,9 @@ fn main() -> Result<()> {
     let cuda = Kernels::load(Path::new(&folder))?;
     let element = [("T", "bf16"), ("D", "64")];
     let with = |more: (&'static str, &'static str)| [element[0], element[1], more];
-    let append = cuda.find("append", &with(("P", "1")))?;
-    let score = cuda.find("score", &with(("P", "1")))?;
+    let append = cuda.find("append", &with(("P", "2")))?;
+    let score = cuda.find("score_nested", &element)?;
+    let refine = cuda.find("refine", &element)?;
     let plan = cuda.find("plan", &[("N", "512")])?;
     let plan_identity = cuda.find("plan_identity", &[])?;
     let attend = cuda.find("attend", &element)?;
@@ -177,7 +178,7 @@ fn main() -> Result<()> {
     }
     let words = |values: &[u32]| cuda.upload(values.iter().map(|v| v.to_le_bytes()));
     let arena = cuda.room(slots as usize * 2 * BLOCK * HEAD_DIM * 2)?;
-    let mirror = cuda.room(pages as usize * (4 * HEAD_DIM + GROUP_TOKENS * HEAD_DIM / 4))?;
+    let mirror = cuda.room(pages as usize * (4 * HEAD_DIM + GROUP_TOKENS * HEAD_DIM / 2))?;
     let (block_table, mirror_table) = (words(&block_table)?, words(&mirror_table)?);
     let seqs = words(&[0, 1])?;
     let geometry = |mut more: Vec<(&'static str, Arg<'static>)>| {
@@ -235,6 +236,8 @@ fn main() -> Result<()> {
     let budget = words(&[8192; BATCH])?;
     let q = cuda.upload(sequences.iter().flat_map(|s| &s.q).map(|x| x.to_le_bytes()))?;
     let log_mass = cuda.room(heads * max_blocks * 4)?;
+    let (doubt, threshold) = (cuda.room(heads * max_blocks)?, cuda.room(heads * 4)?);
+    let looks = cuda.room(rows * 8)?; // zeros before the first step
     let order = cuda.room(rows * max_blocks * 4)?;
     let count = cuda.room(rows * 4)?;
     let (peak, rest) = (cuda.room(heads * 4)?, cuda.room(heads * 8)?);
@@ -243,8 +246,8 @@ fn main() -> Result<()> {
     let (out, lse) = (cuda.room(heads * HEAD_DIM * 4)?, cuda.room(heads * 4)?);
     let (read, mass_read) = (cuda.room(rows * 8)?, cuda.room(heads * 4)?);
     for (name, mass) in [("dense", 0.0f32), ("progressive:0.95", 0.95)] {
-        // The prediction of a 2-bit mirror lies a fifth of the rest higher, as 16-bit fixed point, rounded up.
-        let target = ((mass + (1.0 - mass) / 5.0) * 65536.0).ceil() as u32;
+        // The prediction, as 16-bit fixed point, rounded up.
+        let target = (mass * 65536.0).ceil() as u32;
         let mut arguments = geometry(vec![
             ("mass", Arg::F32(mass)),
             ("target", Arg::U32(target)),
@@ -260,6 +263,9 @@ fn main() -> Result<()> {
             ("seqs", &seqs),
             ("lens", &lens),
             ("log_mass", &log_mass),
+            ("doubt", &doubt),
+            ("threshold", &threshold),
+            ("looks", &looks),
             ("order", &order),
             ("count", &count),
             ("budget", &budget),
@@ -278,6 +284,7 @@ fn main() -> Result<()> {
         } else {
             let quarters = longest.div_ceil(GROUP_TOKENS).div_ceil(4);
             cuda.launch(&score, [quarters, KV_HEADS, BATCH], &arguments)?;
+            cuda.launch(&refine, [quarters, KV_HEADS, BATCH], &arguments)?;
             cuda.launch(&plan, [KV_HEADS, BATCH, 1], &arguments)?;
         }
         cuda.launch(&attend, [splits, KV_HEADS, BATCH], &arguments)?;

@@ -62,7 +62,7 @@ struct Limits {
     head_dim: [usize; 2],
     group: [usize; 2],
     dtypes: [&'static str; 2],
-    mirrors: [&'static str; 3],
+    mirrors: [&'static str; 4],
     block_tokens: usize,
     quant_group_tokens: usize,
     max_context_tokens: usize,
@@ -102,7 +102,7 @@ fn collect() -> Info {
             head_dim: [64, 128],
             group: [1, layout::MAX_GROUP],
             dtypes: ["bf16", "f16"],
-            mirrors: ["2", "4", "box"],
+            mirrors: ["2+2", "2", "4", "box"],
             block_tokens: layout::BLOCK,
             quant_group_tokens: layout::QUANT_GROUP,
             max_context_tokens: layout::MAX_BLOCKS * layout::BLOCK,
@@ -228,7 +228,7 @@ fn text(info: &Info) -> String {
         info.limits;
     format!(
         "psa {}\n\n{}\nPTX: {}, ISA {}, {} KiB, {}\n{}\nLimits: head_dim {} and {}; {} to {} query heads a KV \
-         head; bf16 and f16; mirrors of 2 and 4 bits and boxes; blocks of {block_tokens} tokens, quantisation groups of {quant_group_tokens};\n\
+         head; bf16 and f16; mirrors of 2+2, 2 and 4 bits and boxes; blocks of {block_tokens} tokens, quantisation groups of {quant_group_tokens};\n\
          {max_context_tokens} tokens ({max_blocks} blocks) a sequence\n",
         info.version,
         devices.render(),

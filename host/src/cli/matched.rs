@@ -27,7 +27,7 @@ const CONTENDERS: &str = "quest,mean,top-k@2+2,top-p@2+2,progressive@2+2,progres
     --quality error_mean=0.02 --policy quest,progressive@4,oracle --json\n  psa match --traces T --quality missed_p99=0.05 \
     --split none --out match.svg\n\n\
     Figures of quality: missed_mean, missed_p99, missed_max, error_mean, error_p99, error_max; shares of 1.\n\
-    Contenders: quest, mean, cuboid, oracle, and with a mirror after @ (2 without): top-k, top-p, progressive,\n    certified. --unit and --quant-group hold for all, --mirror for none.\n\n\
+    Contenders: quest, mean, cuboid, oracle, and with a mirror after @ (2+2 without): top-k, top-p, progressive,\n    certified. --unit and --quant-group hold for all, --mirror for none.\n\n\
     Exit code 1 where a contender cannot reach the quality even reading everything."
 )]
 pub struct MatchArgs {

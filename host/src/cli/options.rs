@@ -10,9 +10,10 @@ use super::Backend;
 /// How a cache is made and replayed.
 #[derive(Args, Clone, Debug)]
 pub struct ReplayArgs {
-    /// What blocks are ranked by: keys of 1, 2, 4 or 8 bits, 2+2 or 4+4 (nested), or box, mean, cuboid, mean-variance,
+    /// What blocks are ranked by: 2+2 (keys of 2 bits, and 2 more of blocks that may
+    /// matter), 1, 2, 4, 8, 4+4, or box, mean, cuboid, mean-variance,
     /// representatives. Quest, mean and cuboid always use their own
-    #[arg(long, value_name = "MIRROR", default_value = "2")]
+    #[arg(long, value_name = "MIRROR", default_value = "2+2")]
     pub mirror: Mirror,
     /// Tokens that are selected together: 16, 32 or 64
     #[arg(long, value_name = "TOKENS", default_value = "16", value_parser = parse_unit)]

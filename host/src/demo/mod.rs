@@ -92,9 +92,9 @@ fn figure<'a>(traces: &'a Traces, contest: &'a contest::Contest) -> Figure<'a> {
         steps: mark.queries,
         curves: &contest.curves,
         quality: "missed softmax mass, p99 (share of 1)",
-        reference: (missed, format!("{} on 2 bits: {missed:.3}", mark.policy)),
+        reference: (missed, format!("{} on 2+2 bits: {missed:.3}", mark.policy)),
         by_case: &contest.by_case,
-        bars: [format!("{}, 2 bits", mark.policy), "oracle:0.95".to_owned()],
+        bars: [format!("{}, 2+2 bits", mark.policy), "oracle:0.95".to_owned()],
     }
 }
 

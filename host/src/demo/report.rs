@@ -82,7 +82,7 @@ impl Summary<'_> {
         )?;
         writeln!(
             out,
-            "Every policy on the CPU. Policies marked * are tuned to the p99 of missed mass of {} on 2 bits:",
+            "Every policy on the CPU. Policies marked * are tuned to the p99 of missed mass of {} on 2+2 bits:",
             mark.policy
         )?;
         write!(out, "{}", self.table())?;
@@ -134,7 +134,7 @@ impl Summary<'_> {
     fn findings(&self) -> Vec<String> {
         let mark = &self.contest.mark;
         let mut lines = vec![format!(
-            "{} on 2 bits reads {} % of dense's bytes, metadata included; dense reads {:.1} times as many.",
+            "{} on 2+2 bits reads {} % of dense's bytes, metadata included; dense reads {:.1} times as many.",
             mark.policy,
             percent(mark.bytes_fraction),
             1.0 / mark.bytes_fraction

@@ -58,7 +58,7 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
     assert_eq!(contest.rows.len(), 1 + 3 + 3);
     let picture = figure(&traces, &contest).draw();
     for label in
-        ["dense", "quest", "top-k, 2 bits", "progressive, 4 bits", "oracle", "prose_A, layer 3, head 0"]
+        ["dense", "quest", "top-k, 2+2 bits", "progressive, 2 bits", "oracle", "prose_A, layer 3, head 0"]
     {
         assert!(picture.contains(label), "{label}");
     }

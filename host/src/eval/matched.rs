@@ -257,7 +257,7 @@ impl FromStr for Contender {
         let mirror = match (own, mirror) {
             (Some(own), None) => own,
             (Some(_), Some(_)) => return Err(fail(format!("{name} has no choice of a mirror"))),
-            (None, None) => Mirror::Bits2,
+            (None, None) => Mirror::Nested,
             (None, Some(mirror)) => mirror.parse().map_err(|error: crate::Error| fail(error.to_string()))?,
         };
         let contender = Contender::new(family, mirror);

@@ -102,7 +102,7 @@ def splits(blocks):
     return max(1, min(MAX_SPLITS, -(-blocks // BLOCKS_PER_SPLIT)))
 
 
-def page_bytes(head_dim, planes=1):
+def page_bytes(head_dim, planes=2):
     return 4 * head_dim + planes * (QUANT_GROUP * head_dim // 4)
 
 
@@ -132,6 +132,9 @@ class Step:
         self.tenth = alloc(4 * batch, [-(-blocks // 10)] * batch)
         self.q = q
         self.log_mass = alloc(4 * heads * blocks)
+        self.doubt = alloc(heads * blocks)
+        self.threshold = alloc(4 * heads)
+        self.looks = alloc(8 * rows, [0] * (2 * rows))
         self.order = alloc(4 * rows * blocks)
         self.count = alloc(4 * rows)
         self.peak = alloc(4 * heads)
@@ -144,7 +147,7 @@ class Step:
         self.mass = alloc(4 * heads)
         offsets = alloc(4 * (batch + 1), [i * tokens for i in range(batch + 1)])
         self._launch(
-            f"append_bf16_d{head_dim}_p1",
+            f"append_bf16_d{head_dim}_p2",
             (kv_heads, batch, groups),
             dict(k=k, v=v, offsets=offsets, arena=self.arena, mirror=self.mirror, **self._tables(), **self._layer()),
             0,
@@ -179,16 +182,17 @@ class Step:
             self._launch("plan_identity", (kv_heads, batch, 1), plan, stream)
         else:
             per_cta = 4 * QUANT_GROUP
+            look = dict(q=self.q, mirror=self.mirror, log_mass=self.log_mass, doubt=self.doubt,
+                        threshold=self.threshold, looks=self.looks, scale=scale, group=group, **self._layer())
+            grid = (-(-tokens // per_cta), kv_heads, batch)
             self._launch(
-                f"score_bf16_d{head_dim}_p1",
-                (-(-tokens // per_cta), kv_heads, batch),
-                dict(q=self.q, arena=self.arena, mirror=self.mirror, log_mass=self.log_mass, scale=scale,
-                     group=group, **self._tables(), **self._layer()),
-                stream,
+                f"score_nested_bf16_d{head_dim}", grid, dict(arena=self.arena, **look, **self._tables()), stream
             )
+            tables = dict(mirror_table=self.mirror_table, seqs=self.seqs, lens=self.lens)
+            self._launch(f"refine_bf16_d{head_dim}", grid, dict(**look, **tables), stream)
             capacity = next(n for n in (512, 2048, 8192) if blocks <= n)
-            # A 2-bit mirror predicts a fifth of the way to everything; rounded up, as numeric.rs does.
-            target = -(-round((mass + (1 - mass) * 0.2) * LEVELS * 1024) // 1024) if mass else 0
+            # Rounded up, as numeric.rs does.
+            target = -(-round(mass * LEVELS * 1024) // 1024) if mass else 0
             self._launch(
                 f"plan_n{capacity}",
                 (kv_heads, batch, 1),
