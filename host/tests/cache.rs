@@ -282,8 +282,8 @@ fn a_capacity_in_bytes_is_kept() {
     let bytes = 10 << 20;
     let config = CacheConfig { capacity: Capacity::Bytes(bytes), ..CacheConfig::default() };
     let pool = KvCache::new(&Device::cpu(), SHAPE, config).unwrap().pool_use();
-    // A page of 2 bits: zero and step, then 64 rows of a quarter byte a channel.
-    let used = pool.slots * SHAPE.slot_bytes() + pool.pages * 64 * 20;
+    // A page of 2+2 bits: zero and step, then 64 rows of half a byte a channel.
+    let used = pool.slots * SHAPE.slot_bytes() + pool.pages * 64 * 36;
     assert!(used <= bytes && used > bytes - 5 * SHAPE.slot_bytes(), "{used}");
     assert_eq!(pool.pages, pool.slots / 4);
 }

@@ -3,8 +3,8 @@
 //! the road.
 //!
 //! [`mod@stop`] is the rule by which merge stops. On the device the kernels share `row` (the paged cache), `mirrored` (a
-//! mirror page and the heads that score it), `pages`
-//! (a plan as a warp meets it), `softmax`, `stream` (a warp over its pages, on tensor cores) and `parts` (warps and
+//! mirror page and the heads that score it), `pages` (a plan as a warp meets it), `ranking`, `softmax`, `stream` (a warp
+//! over its pages, on tensor cores) and `parts` (warps and
 //! splits combined): they know of attention, and stand on `cuda_std::tile` and `cuda_std::pipeline`, which do not.
 //!
 //! Built for `nvptx64`, this crate is the PTX in `ptx/psa_kernels.ptx` (`cargo xtask build-ptx`). Built
@@ -27,6 +27,8 @@ pub mod pages;
 #[cfg(target_arch = "nvptx64")]
 pub mod parts;
 #[cfg(target_arch = "nvptx64")]
+pub mod ranking;
+#[cfg(target_arch = "nvptx64")]
 pub mod row;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
@@ -40,6 +42,7 @@ pub mod gather;
 pub mod histogram;
 pub mod merge;
 pub mod plan;
+pub mod plan_long;
 pub mod refine;
 pub mod score;
 

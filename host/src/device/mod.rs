@@ -6,6 +6,7 @@
 //! and merge waits for it.
 
 pub mod launches;
+pub mod plans;
 
 use kernels_gpu::append::groups_touched;
 use kernels_gpu::layout::{BLOCK, MirrorKind, full_groups, key_offset, slot_elements, splits, value_offset};
@@ -18,6 +19,7 @@ use crate::mirror::MirrorFormat;
 use crate::pool::{TableChange, Tables};
 use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, SecondLook, Step, StepAddresses};
+use plans::PlanScratch;
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -90,6 +92,9 @@ struct Scratch {
     count: Buffer,
     peak: Buffer,
     rest: Buffer,
+    keys: Buffer,
+    run_peak: Buffer,
+    run_mass: Buffer,
     partial: Buffer,
     partial_ml: Buffer,
     out: Buffer,
@@ -215,7 +220,15 @@ impl Kernels {
                 d.upload(second_look.looks.address(), &vec![0; 8 * rows])?;
             }
         }
+        let [keys, run_peak, run_mass] =
+            PlanScratch::bytes(rows, shape.group(), self.cache.max_blocks, batch.max_tokens);
+        let plan_scratch = PlanScratch {
+            keys: s.keys.reserve(d, keys, "keys")?,
+            run_peak: s.run_peak.reserve(d, run_peak, "run_peak")?,
+            run_mass: s.run_mass.reserve(d, run_mass, "run_mass")?,
+        };
         let a = StepAddresses {
+            plan_scratch,
             second_look,
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
             budget: s.budget.reserve(d, 4 * batch.batch, "budget")?,
@@ -365,6 +378,9 @@ impl Drop for Kernels {
             s.count,
             s.peak,
             s.rest,
+            s.keys,
+            s.run_peak,
+            s.run_mass,
             s.partial,
             s.partial_ml,
             s.out,

@@ -381,7 +381,7 @@ mod tests {
     fn the_oracle_needs_least() {
         with_field(|field| {
             let contenders: Vec<Contender> =
-                ["oracle", "quest", "top-p"].iter().map(|text| text.parse().unwrap()).collect();
+                ["oracle", "quest", "top-p@2"].iter().map(|text| text.parse().unwrap()).collect();
             let goals = [Goal { quality: Quality::MissedMax, value: 0.2 }];
             let tuned = tune(field, &contenders, &goals, &|_| ()).unwrap();
             let read: Vec<f64> =
