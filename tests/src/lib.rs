@@ -268,7 +268,8 @@ pub fn run_forced(
     })
 }
 
-fn stack<'a>(dtype: Dtype, parts: impl Iterator<Item = &'a Tensor>) -> Tensor {
+/// All elements of the parts, one after the other.
+pub fn stack<'a>(dtype: Dtype, parts: impl Iterator<Item = &'a Tensor>) -> Tensor {
     match dtype {
         Dtype::F16 => Tensor::F16(
             parts.flat_map(|t| if let Tensor::F16(x) = t { x.as_slice() } else { &[] }).copied().collect(),

@@ -2,7 +2,10 @@
 //! emulator with its checkers on. Estimates and plans are equal bit for bit, the blocks read are the
 //! same set, outputs are within the bound of each one's arithmetic.
 
-use psa::{Budget, Device, Dtype, Forced, Mirror, MirrorFormat, Policy, Shape};
+use psa::{
+    Budget, CacheConfig, Capacity, DecodePlan, Device, Dtype, Forced, KvCache, Mirror, MirrorFormat, Policy,
+    Shape,
+};
 use psa_tests::{Arithmetic, Outcome, Tensor, Workload, run, run_forced, step_bounds};
 
 fn shape(kv_heads: usize, group: usize, head_dim: usize, dtype: Dtype) -> Shape {
@@ -189,6 +192,46 @@ fn a_second_look_is_taken_at_some_blocks_and_not_at_all() {
             assert_eq!((head.metadata_bytes - first) % format.fine_bytes(64), 0);
         }
     }
+}
+
+#[test]
+fn steps_in_a_row_agree() {
+    // The kernels count their CTAs in memory that one step leaves to the next; groups fill on the way, and the batch
+    // changes.
+    let shape = shape(2, 3, 64, Dtype::Bf16);
+    let workload = Workload::random(shape, &[322, 133], 71);
+    let row = shape.token_elements();
+    let steps = |device: &Device| {
+        let config = CacheConfig { capacity: Capacity::Tokens(1024), ..CacheConfig::default() };
+        let mut cache = KvCache::new(device, shape, config).unwrap();
+        let ids: Vec<_> = workload.sequences.iter().map(|_| cache.add_sequence().unwrap()).collect();
+        let mut seen = Vec::new();
+        for step in 0..4 {
+            for (s, &id) in workload.sequences.iter().zip(&ids) {
+                let now = s.tokens - 3 + step;
+                let before = if step == 0 { 0 } else { now - 1 };
+                let (from, to) = (before * row, now * row);
+                cache.append(id, 0, s.k.rows(from, to), s.v.rows(from, to)).unwrap();
+            }
+            for batch in [vec![0], vec![0, 1]] {
+                let of: Vec<_> = batch.iter().map(|&i| ids[i]).collect();
+                let q = psa_tests::stack(shape.dtype, batch.iter().map(|&i| &workload.sequences[i].q));
+                let mut out = vec![0.0; batch.len() * shape.query_elements()];
+                let mut plan =
+                    DecodePlan::new(&cache, &of, Policy::Progressive { mass: 0.9 }).unwrap().with_record();
+                plan.attend(&mut cache, 0, q.all(), &mut out).unwrap();
+                let report = plan.report();
+                for (b, h) in (0..batch.len()).flat_map(|b| (0..shape.kv_heads).map(move |h| (b, h))) {
+                    let metadata = report.heads[b * shape.kv_heads + h].metadata_bytes;
+                    seen.push((plan.selection(0, b, h).unwrap().to_vec(), metadata));
+                }
+            }
+        }
+        seen
+    };
+    let want = steps(&Device::reference());
+    assert_eq!(want, steps(&Device::cpu()));
+    assert_eq!(want, steps(&Device::emulator()));
 }
 
 #[test]

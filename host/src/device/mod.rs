@@ -88,6 +88,8 @@ struct Scratch {
     doubt: Buffer,
     threshold: Buffer,
     looks: Buffer,
+    /// A step is in progress or failed: its counters may not be 0.
+    looks_used: bool,
     order: Buffer,
     count: Buffer,
     peak: Buffer,
@@ -210,15 +212,16 @@ impl Kernels {
         let mut second_look = SecondLook::NONE;
         if nested && step.ranking != Ranking::Identity {
             let before = s.looks.0.bytes();
+            // The kernels leave the counters at 0 for the next step.
             second_look = SecondLook {
                 doubt: s.doubt.reserve(d, heads * self.cache.max_blocks, "doubt")?,
                 threshold: s.threshold.reserve(d, 4 * heads, "threshold")?,
                 looks: s.looks.reserve(d, 8 * rows, "looks")?,
             };
-            if s.looks.0.bytes() != before {
-                // The kernels leave the counters at 0 for the next step.
-                d.upload(second_look.looks.address(), &vec![0; 8 * rows])?;
+            if s.looks_used || s.looks.0.bytes() != before {
+                d.upload(s.looks.0.address(), &vec![0; s.looks.0.bytes() as usize])?;
             }
+            s.looks_used = true;
         }
         let [keys, run_peak, run_mass] =
             PlanScratch::bytes(rows, shape.group(), self.cache.max_blocks, batch.max_tokens);
@@ -268,6 +271,7 @@ impl Kernels {
         let mut looks = vec![0u32; 2 * rows];
         if second_look.looks.bytes() > 0 {
             d.download(second_look.looks.address(), bytemuck::cast_slice_mut(&mut looks))?;
+            self.scratch.looks_used = false;
         }
         for (row, metadata) in result.metadata.iter_mut().enumerate() {
             let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
