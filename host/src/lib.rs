@@ -36,6 +36,7 @@ pub mod reference;
 pub mod residency;
 pub mod store;
 pub mod telemetry;
+pub mod tier;
 pub mod traces;
 
 mod budget;
@@ -49,7 +50,7 @@ mod shape;
 
 pub use backend::Device;
 pub use budget::SharedBudget;
-pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
+pub use cache::{CacheConfig, Capacity, Eviction, KvCache, PoolUse, Rebuilt, Shortened, Traffic};
 pub use decode::{BlockLimits, DecodePlan, HeadRead, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;

@@ -92,6 +92,12 @@ impl Driver for Emulated {
         self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
     }
 
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
+        self.device
+            .copy_device(DevicePtr(to), DevicePtr(from), bytes as u64)
+            .map_err(|e| memory("copy", to, bytes, &e))
+    }
+
     fn limits(&self) -> DeviceLimits {
         DeviceLimits::of_sm(self.device.options().sm)
     }

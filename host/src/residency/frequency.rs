@@ -171,11 +171,21 @@ impl Residency for Frequency {
         self.enter(block, worth)
     }
 
-    fn remove(&mut self, block: u32) {
+    fn evict(&mut self) -> Option<u32> {
+        let victim = self.victim()?;
+        self.hold(victim);
+        Some(victim)
+    }
+
+    fn hold(&mut self, block: u32) {
         if self.lists.in_list(block) {
             self.take(block);
             self.len -= 1;
         }
+    }
+
+    fn remove(&mut self, block: u32) {
+        self.hold(block);
         self.score[block as usize] = 0.0;
     }
 
