@@ -171,8 +171,8 @@ impl Engine {
 fn nothing_leaks_and_nobody_starves_under_load() {
     let steps = std::env::var("PSA_LOAD_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000);
     let config = CacheConfig {
-        capacity: Capacity::Tokens(40 * 16),
-        host: Some(Capacity::Tokens(200 * 16)),
+        capacity: Capacity::Tokens(30 * 16),
+        host: Some(Capacity::Tokens(400 * 16)),
         max_sequences: 24,
         max_tokens: Some(400),
         check_finite: false,
@@ -193,7 +193,7 @@ fn nothing_leaks_and_nobody_starves_under_load() {
     };
     let begun = std::time::Instant::now();
     while engine.step < steps || !engine.running.is_empty() || !engine.waiting.is_empty() {
-        if engine.step < steps && engine.random.bits().is_multiple_of(5) {
+        if engine.step < steps && engine.random.bits().is_multiple_of(2) {
             engine.arrive(300);
         }
         engine.bring_back();

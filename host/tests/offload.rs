@@ -210,8 +210,11 @@ fn faulty(faults: &Faults) -> Device {
     })
 }
 
-/// K and V of everything, as bits.
-fn contents(cache: &mut KvCache, ids: &[SequenceId]) -> Vec<(Vec<u16>, Vec<u16>)> {
+/// K and V of a head, as bits.
+type Head = (Vec<u16>, Vec<u16>);
+
+/// K and V of everything.
+fn contents(cache: &mut KvCache, ids: &[SequenceId]) -> Vec<Head> {
     let mut all = vec![];
     for &id in ids {
         for (layer, head) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
@@ -265,7 +268,7 @@ fn prepared(device: &Device) -> (Run, Vec<SequenceId>, Inputs) {
 }
 
 /// What the operations give where nothing fails, and how many calls of each kind they make.
-fn without_faults() -> (Vec<u32>, Vec<(Vec<u16>, Vec<u16>)>, [u64; 3]) {
+fn without_faults() -> (Vec<u32>, Vec<Head>, [u64; 3]) {
     let faults = Faults::new();
     let (mut run, mut ids, inputs) = prepared(&faulty(&faults));
     let before = Call::ALL.map(|call| faults.calls(call));
@@ -371,7 +374,7 @@ fn after_the_loss_of_the_device_saved_sequences_are_rebuilt_bit_for_bit_and_othe
         for layer in 0..LAYERS {
             let heads: Vec<_> =
                 (0..2).map(|h| run.cache.keys_and_values(id, layer, h, tokens).unwrap()).collect();
-            let rows = |part: fn(&(Vec<u16>, Vec<u16>)) -> &Vec<u16>| -> Vec<half::bf16> {
+            let rows = |part: fn(&Head) -> &Vec<u16>| -> Vec<half::bf16> {
                 (0..tokens)
                     .flat_map(|t| heads.iter().flat_map(move |head| part(head)[t * 64..][..64].to_vec()))
                     .map(half::bf16::from_bits)

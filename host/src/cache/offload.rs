@@ -169,7 +169,7 @@ impl KvCache {
 
     /// Saves all blocks that wait for it.
     pub(super) fn save_complete(&mut self) -> Result<(), Error> {
-        let copies = self.pool.to_save();
+        let copies = self.pool.take_queue();
         let Some(tier) = &mut self.tier else { return Ok(()) };
         if copies.is_empty() {
             return Ok(());

@@ -161,7 +161,7 @@ impl Pool {
     }
 
     /// Complete blocks that are not in the host tier yet.
-    pub(crate) fn to_save(&mut self) -> Vec<HostCopy> {
+    pub(crate) fn take_queue(&mut self) -> Vec<HostCopy> {
         let queue = std::mem::take(&mut self.blocks.queue);
         let mut copies = Vec::with_capacity(queue.len());
         for &id in &queue {
