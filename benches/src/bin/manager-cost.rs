@@ -15,7 +15,9 @@ use half::bf16;
 use psa::backend::{AppendStep, Backend, DecodeResult, DecodeStep, Selection};
 use psa::pool::{HostCopy, SlotCopy, TableChange, Tables};
 use psa::tier::HostTier;
-use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, KvCache, Policy, Rows, SequenceId, Shape};
+use psa::{
+    CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, KvCache, Policy, Rows, SequenceId, Shape,
+};
 use psa_benches::layer_8b;
 
 const SHAPE: Shape = Shape { layers: 1, q_heads: 32, kv_heads: 8, head_dim: 128, dtype: Dtype::Bf16 };

@@ -58,8 +58,13 @@ pub(super) struct Blocks {
     pub shared: usize,
     /// Chooses victims among the candidates; none without a host tier.
     pub residency: Option<Box<dyn Residency>>,
-    /// On the device for the step at hand, and no candidates until it is over.
+    /// In use by the step at hand: no victims until it is over.
     pub held: Vec<u32>,
+    /// How many of them the residency policy still lists. They stay there, as most are not in the way of a victim and
+    /// moving them out and back would cost more than the reads.
+    listed: usize,
+    /// Those that it does not list, and is to list again.
+    aside: Vec<u32>,
     /// Complete and to be saved; entries whose state has changed since are stale.
     pub queue: Vec<u32>,
 }
@@ -76,13 +81,15 @@ impl Blocks {
             shared: 0,
             residency,
             held: vec![],
+            listed: 0,
+            aside: vec![],
             queue: vec![],
         }
     }
 
     /// Blocks that could leave the device now.
     pub fn candidates(&self) -> usize {
-        self.residency.as_ref().map_or(0, |r| r.len())
+        self.residency.as_ref().map_or(0, |r| r.len() - self.listed)
     }
 
     /// Takes a free block and gives it `slot`. The caller has checked that there is one.
@@ -105,11 +112,11 @@ impl Blocks {
         block.refs -= 1;
         match block.refs {
             0 => {
-                let slot = block.slot;
-                *block = FREE;
-                if slot != NONE {
-                    self.free_slots.push(slot);
+                if block.slot != NONE {
+                    self.free_slots.push(block.slot);
                 }
+                self.unlist(id);
+                self.block[id as usize] = FREE;
                 if let Some(residency) = &mut self.residency {
                     residency.remove(id);
                 }
@@ -138,9 +145,7 @@ impl Blocks {
     /// The block is about to be written: what the host tier holds of it will not be all of it. True where that was so.
     pub fn open(&mut self, id: u32) -> bool {
         let state = std::mem::replace(&mut self.block[id as usize].state, State::Open);
-        if let Some(residency) = &mut self.residency {
-            residency.hold(id);
-        }
+        self.unlist(id);
         state == State::Saved
     }
 
@@ -161,33 +166,62 @@ impl Blocks {
 
     /// Keeps the block on the device until [`Blocks::release_held`].
     pub fn hold(&mut self, id: u32) {
-        if let Some(residency) = &mut self.residency {
-            residency.hold(id);
-            if !std::mem::replace(&mut self.block[id as usize].in_use, true) {
-                self.held.push(id);
+        let Some(residency) = &self.residency else { return };
+        if std::mem::replace(&mut self.block[id as usize].in_use, true) {
+            return;
+        }
+        self.held.push(id);
+        if residency.contains(id) {
+            self.listed += 1;
+        } else {
+            self.aside.push(id);
+        }
+    }
+
+    /// A block that may leave, taken out of the candidates.
+    pub fn evict(&mut self) -> Option<u32> {
+        loop {
+            let victim = self.residency.as_mut()?.evict()?;
+            if !self.block[victim as usize].in_use {
+                return Some(victim);
             }
+            self.listed -= 1;
+            self.aside.push(victim);
         }
     }
 
     /// The step is over: what was held may be evicted again.
     pub fn release_held(&mut self) {
-        let held = std::mem::take(&mut self.held);
+        let (held, aside) = (std::mem::take(&mut self.held), std::mem::take(&mut self.aside));
         for &id in &held {
             self.block[id as usize].in_use = false;
+        }
+        self.listed = 0;
+        for &id in &aside {
             self.candidate(id);
         }
-        self.held = held;
+        // Their memory serves the next step.
+        (self.held, self.aside) = (held, aside);
         self.held.clear();
+        self.aside.clear();
+    }
+
+    /// The block is no candidate any more; its past stays known.
+    pub fn unlist(&mut self, id: u32) {
+        if let Some(residency) = &mut self.residency
+            && residency.contains(id)
+        {
+            residency.hold(id);
+            self.listed -= usize::from(self.block[id as usize].in_use);
+        }
     }
 
     fn candidate(&mut self, id: u32) {
         let Block { refs, slot, state, in_use, .. } = self.block[id as usize];
-        if let Some(residency) = &mut self.residency
-            && refs > 0
-            && slot != NONE
-            && state == State::Saved
-            && !in_use
-        {
+        let Some(residency) = &mut self.residency else { return };
+        if in_use {
+            self.aside.push(id);
+        } else if refs > 0 && slot != NONE && state == State::Saved {
             residency.bring(id);
         }
     }

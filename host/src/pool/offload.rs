@@ -47,7 +47,7 @@ impl Pool {
         if let Some(slot) = self.blocks.free_slots.pop() {
             return Some(slot);
         }
-        let victim = self.blocks.residency.as_mut()?.evict()?;
+        let victim = self.blocks.evict()?;
         Some(self.leave(victim))
     }
 
@@ -224,9 +224,7 @@ impl Pool {
                     let id = self.ids[self.entry(row, block)];
                     let Block { refs, slot, state, .. } = self.blocks.block[id as usize];
                     if refs == 1 && slot != NONE && state == State::Saved {
-                        if let Some(residency) = &mut self.blocks.residency {
-                            residency.hold(id);
-                        }
+                        self.blocks.unlist(id);
                         let slot = self.leave(id);
                         self.blocks.free_slots.push(slot);
                     }
@@ -261,9 +259,7 @@ impl Pool {
         self.blocks.queue.clear();
         self.blocks.release_held();
         for id in 0..self.blocks.block.len() as u32 {
-            if let Some(residency) = &mut self.blocks.residency {
-                residency.hold(id);
-            }
+            self.blocks.unlist(id);
             self.blocks.block[id as usize].slot = NONE;
         }
         self.blocks.free_slots = (0..self.slots as u32).rev().collect();

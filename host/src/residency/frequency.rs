@@ -72,8 +72,13 @@ impl Frequency {
 
     /// Score of a block now.
     pub fn score(&self, block: u32) -> f64 {
-        let age = self.step - self.last[block as usize];
-        self.score[block as usize] as f64 * self.decay.powf(age as f64)
+        let score = self.score[block as usize] as f64;
+        // Most blocks were read in this step or the last: no power for those.
+        match self.step - self.last[block as usize] {
+            0 => score,
+            1 => score * self.decay,
+            age => score * self.decay.powf(age as f64),
+        }
     }
 
     /// The key of a score now.

@@ -75,8 +75,8 @@ pub trait Residency: Send {
     /// Chooses a victim, which leaves as if another block had entered; none where there is no candidate.
     fn evict(&mut self) -> Option<u32>;
 
-    /// `block` leaves the candidates: it is in use, or was evicted by somebody else. Its past counts when it is read or
-    /// brought again.
+    /// `block` leaves the candidates, without being evicted by this policy. Its past counts when it is read or brought
+    /// again.
     fn hold(&mut self, block: u32);
 
     /// The step is over: what decays, decays.
