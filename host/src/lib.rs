@@ -67,6 +67,7 @@ pub mod residency;
 pub mod store;
 pub mod telemetry;
 pub mod tier;
+pub mod timeline;
 pub mod traces;
 
 mod budget;
