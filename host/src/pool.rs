@@ -129,7 +129,7 @@ impl Tables {
 }
 
 /// Table entries that are new.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TableChange {
     /// Row of both tables.
     pub row: usize,
@@ -207,8 +207,9 @@ pub struct Pool {
     tables: Tables,
     /// Block numbers, laid out as the block table.
     ids: Vec<u32>,
-    /// By row, what the device has not been told of the tables.
-    dirty: Vec<TableChange>,
+    /// By row, what the device has not been told of the tables: first and end of blocks, of groups. Small, and all zeros
+    /// at first, as there can be millions of rows.
+    dirty: Vec<[u32; 4]>,
     max_tokens: usize,
     slots: usize,
     pages: usize,
@@ -261,7 +262,7 @@ impl Pool {
                 mirror_table: vec![0; extents.rows() * extents.max_groups()],
             },
             ids: vec![0; extents.rows() * extents.max_blocks],
-            dirty: vec![TableChange::default(); extents.rows()],
+            dirty: vec![[0; 4]; extents.rows()],
             max_tokens,
             slots,
             pages,
@@ -510,14 +511,17 @@ impl Pool {
     /// What the device has not been told of the tables of these sequences in `layer`, until [`Pool::told`].
     pub fn untold(&self, layer: usize, sequences: &[u32]) -> Vec<TableChange> {
         let rows = sequences.iter().flat_map(|&s| self.rows(s as usize, layer));
-        let changed = |row: &TableChange| !row.blocks.is_empty() || !row.groups.is_empty();
-        rows.map(|row| &self.dirty[row]).filter(|row| changed(row)).cloned().collect()
+        let changes = rows.filter(|&row| self.dirty[row] != [0; 4]).map(|row| {
+            let [first, end, first_group, end_group] = self.dirty[row].map(|entry| entry as usize);
+            TableChange { row, blocks: first..end, groups: first_group..end_group }
+        });
+        changes.collect()
     }
 
     /// The device knows these entries now.
     pub fn told(&mut self, changes: &[TableChange]) {
         for change in changes {
-            self.dirty[change.row] = TableChange::default();
+            self.dirty[change.row] = [0; 4];
         }
     }
 
@@ -572,13 +576,13 @@ impl Pool {
     }
 
     fn changed(&mut self, row: usize, blocks: Range<usize>, groups: Range<usize>) {
-        let dirty = &mut self.dirty[row];
-        dirty.row = row;
-        for (old, new) in [(&mut dirty.blocks, blocks), (&mut dirty.groups, groups)] {
-            if Range::is_empty(old) {
-                *old = new;
-            } else if !new.is_empty() {
-                *old = old.start.min(new.start)..old.end.max(new.end);
+        let (known, new_groups) = self.dirty[row].split_at_mut(2);
+        for (known, new) in [(known, blocks), (new_groups, groups)] {
+            let (first, end) = (new.start as u32, new.end as u32);
+            if known[0] == known[1] {
+                known.copy_from_slice(&[first, end]);
+            } else if first < end {
+                known.copy_from_slice(&[known[0].min(first), known[1].max(end)]);
             }
         }
     }
