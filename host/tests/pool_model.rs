@@ -104,7 +104,7 @@ fn run(device: &Device, operations: usize, host: bool, every: usize, seed: u64) 
             (7..=30, Some(model)) => {
                 let layer = amount % 2;
                 let behind = model.layers[1 - layer].len().saturating_sub(model.layers[layer].len());
-                let n = if behind > 0 && amount % 3 > 0 { behind } else { 1 + amount / 8 % 40 };
+                let n = if behind > 0 && !amount.is_multiple_of(3) { behind } else { 1 + amount / 8 % 40 };
                 let from = model.layers[layer].len();
                 // A layer catches up with the stamps of the other where that has them.
                 let new: Vec<u32> = (from..from + n)
@@ -136,7 +136,7 @@ fn run(device: &Device, operations: usize, host: bool, every: usize, seed: u64) 
             }
             (39..=44, Some(model)) => {
                 let length = model.layers.iter().map(Vec::len).min().unwrap_or(0);
-                let tokens = if amount % 2 == 0 { length } else { amount / 2 % (length + 2) };
+                let tokens = if amount.is_multiple_of(2) { length } else { amount / 2 % (length + 2) };
                 cache.fork_at(model.id, tokens).map(|id| {
                     let layers = model.layers.map(|stamps| stamps[..tokens].to_vec());
                     models.push(Model { id, layers, swapped: false });
@@ -170,7 +170,7 @@ fn run(device: &Device, operations: usize, host: bool, every: usize, seed: u64) 
             Err(Error::PoolExhausted { needed, free, .. }) => {
                 assert!(needed > free, "refused for want of {needed} of {free}");
                 refused += 1;
-                if amount % 3 == 0 {
+                if amount.is_multiple_of(3) {
                     cache.remove_sequence(models[pick].id).unwrap();
                     models.swap_remove(pick);
                 }

@@ -6,6 +6,7 @@
 //! and merge waits for it.
 
 pub mod launches;
+pub mod plans;
 
 mod moves;
 
@@ -20,6 +21,7 @@ use crate::pool::{HostCopy, SlotCopy, TableChange, Tables};
 use crate::tier::HostTier;
 use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
+use plans::PlanScratch;
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -89,6 +91,9 @@ struct Scratch {
     count: Buffer,
     peak: Buffer,
     rest: Buffer,
+    keys: Buffer,
+    run_peak: Buffer,
+    run_mass: Buffer,
     partial: Buffer,
     partial_ml: Buffer,
     out: Buffer,
@@ -209,7 +214,15 @@ impl Kernels {
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
+        let [keys, run_peak, run_mass] =
+            PlanScratch::bytes(rows, shape.group(), self.cache.max_blocks, batch.max_tokens);
+        let plan_scratch = PlanScratch {
+            keys: s.keys.reserve(d, keys, "keys")?,
+            run_peak: s.run_peak.reserve(d, run_peak, "run_peak")?,
+            run_mass: s.run_mass.reserve(d, run_mass, "run_mass")?,
+        };
         let a = StepAddresses {
+            plan_scratch,
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
             budget: s.budget.reserve(d, 4 * batch.batch, "budget")?,
             log_mass: s.log_mass.reserve(d, 4 * heads * self.cache.max_blocks, "log_mass")?,
@@ -228,18 +241,20 @@ impl Kernels {
         Ok((batch, a))
     }
 
-    /// Queues the stages of the step from `first` on, but for the last `without`.
+    /// Queues the stages of the step: those that plan where `planning`, and the last `ending` of attend and merge.
     fn queue(
         &mut self,
         step: &DecodeStep<'_>,
         (batch, a): (&BatchAddresses, &StepAddresses),
-        first: usize,
-        without: usize,
+        planning: bool,
+        ending: usize,
     ) -> Result<(), DriverError> {
         let launches = launches::decode(&self.cache, batch, a, step.layer, step.scale, stages(step))
             .map_err(no_launch)?;
-        let stages = first.min(launches.len())..launches.len() - without;
-        launches[stages].iter().try_for_each(|launch| self.driver.launch(launch))
+        // attend and merge are one launch each; plan may be several.
+        let (plan, rest) = launches.split_at(launches.len() - 2);
+        let planned = if planning { plan } else { &[] };
+        planned.iter().chain(&rest[2 - ending..]).try_for_each(|launch| self.driver.launch(launch))
     }
 
     fn decode_step(
@@ -248,7 +263,7 @@ impl Kernels {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), DriverError> {
         let (batch, a) = self.prepare(step)?;
-        self.queue(step, (&batch, &a), 0, 0)?;
+        self.queue(step, (&batch, &a), true, 2)?;
         self.results(step, &a, result)
     }
 
@@ -258,8 +273,7 @@ impl Kernels {
         selection: &mut Selection<'_>,
     ) -> Result<(), DriverError> {
         let (batch, a) = self.prepare(step)?;
-        // Without attend and merge.
-        self.queue(step, (&batch, &a), 0, 2)?;
+        self.queue(step, (&batch, &a), true, 0)?;
         self.driver.download(a.count.address(), bytemuck::cast_slice_mut(selection.count))?;
         self.driver.download(a.order.address(), bytemuck::cast_slice_mut(selection.order))?;
         Ok(())
@@ -272,8 +286,7 @@ impl Kernels {
         result: &mut DecodeResult<'_>,
     ) -> Result<(), DriverError> {
         let (batch, a) = self.addresses(step)?;
-        // Behind score and plan; and behind attend where that was done.
-        self.queue(step, (&batch, &a), 2 + usize::from(again), 0)?;
+        self.queue(step, (&batch, &a), false, if again { 1 } else { 2 })?;
         self.results(step, &a, result)
     }
 
@@ -446,6 +459,9 @@ impl Drop for Kernels {
             s.count,
             s.peak,
             s.rest,
+            s.keys,
+            s.run_peak,
+            s.run_mass,
             s.partial,
             s.partial_ml,
             s.out,
