@@ -163,6 +163,7 @@ impl Backend for Cpu {
                 let mut rounding = [0.0f32; MAX_GROUP];
                 *metadata = 0;
                 let planned = match step.ranking {
+                    _ if limits.floor >= view.blocks() => plan::identity(view.blocks(), order),
                     Ranking::Identity => plan::identity(view.blocks(), order),
                     Ranking::Mirror => {
                         let scores = score::Scores { log_mass, width, bounds: None };
