@@ -185,8 +185,6 @@ pub struct DecodePlan {
     scale: f32,
     record: bool,
     layers: Vec<LayerState>,
-    /// Of V: `[layers, batch, KH]`; empty until bounds of the output are asked for.
-    ranges: Vec<ValueRange>,
 }
 
 impl Path {
@@ -252,7 +250,6 @@ impl DecodePlan {
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             record: false,
             layers: (0..shape.layers).map(|_| LayerState::default()).collect(),
-            ranges: vec![],
         })
     }
 
@@ -409,7 +406,7 @@ impl DecodePlan {
         }
         cache.check_layer(layer)?;
         for &sequence in &self.sequences {
-            cache.pool().index(sequence)?;
+            cache.check_resident(sequence, cache.pool().index(sequence)?)?;
         }
         let layout = || format!("[batch = {batch}, q_heads = {q_heads}, head_dim = {head_dim}]");
         let elements = batch * q_heads * head_dim;
@@ -496,14 +493,13 @@ impl DecodePlan {
                 .record
                 .then_some(DecodeRecord { order: &mut state.order, log_mass: &mut state.log_mass }),
         };
-        let (backend, tables) = cache.backend_and_tables();
-        if apart && !backend.knows_everything() {
-            decode_apart(backend, tables, &self.shape, &step, &state.whole, &mut result)?;
+        if apart && !cache.backend.knows_everything() {
+            decode_apart(cache, &step, &state.whole, &mut result)?;
         } else {
-            backend.decode(tables, &step, &mut result)?;
+            cache.decode(&step, &mut result)?;
         }
         // Where the results stay on the device, the plan has none.
-        state.done = !backend.defers_reports();
+        state.done = !cache.backend.defers_reports();
         state.identity = identity && !all_whole;
         Ok(())
     }
@@ -548,18 +544,13 @@ impl DecodePlan {
     /// `||o - o_dense||`, `[batch, q_heads]`. `out`: what the step gave, `[batch, q_heads, head_dim]`.
     ///
     /// It follows from [`HeadRead::missed`] and the range of V, channel by channel (`ranges.rs`), and says nothing of the
-    /// rounding of attention itself. The first call reads V of every token, later ones what is new.
+    /// rounding of attention itself. Reads V of every token: for audits, not for every step.
     ///
     /// # Errors
     /// [`Error::Policy`] where the plan certifies nothing; [`Error::Config`] where the layer was not attended to;
     /// [`Error::Length`], [`Error::ForeignPlan`], [`Error::UnknownSequence`], [`Error::UnknownLayer`], the device's.
-    pub fn output_bounds(
-        &mut self,
-        cache: &mut KvCache,
-        layer: usize,
-        out: &[f32],
-    ) -> Result<Vec<f32>, Error> {
-        let Shape { q_heads, kv_heads, head_dim, .. } = self.shape;
+    pub fn output_bounds(&self, cache: &mut KvCache, layer: usize, out: &[f32]) -> Result<Vec<f32>, Error> {
+        let Shape { q_heads, head_dim, .. } = self.shape;
         let batch = self.sequences.len();
         if cache.pool().id() != self.cache {
             return Err(Error::ForeignPlan);
@@ -585,16 +576,14 @@ impl DecodePlan {
                 layout: format!("[batch = {batch}, q_heads = {q_heads}, head_dim = {head_dim}]"),
             });
         }
-        self.ranges.resize(self.shape.layers * batch * kv_heads, ValueRange::default());
         let mut bounds = Vec::with_capacity(batch * q_heads);
-        for row in 0..batch * kv_heads {
-            let head = self.head(layer, &self.layers[layer], row);
-            let (place, tokens) = ((head.sequence, layer, head.kv_head), head.tokens);
-            let missed: Vec<f32> = (0..head.mass.len()).map(|g| head.missed(g)).collect();
-            let range = &mut self.ranges[layer * batch * kv_heads + row];
-            range.see(cache, place, tokens)?;
-            let outputs = out[row * missed.len() * head_dim..].chunks(head_dim);
-            bounds.extend(missed.iter().zip(outputs).map(|(&missed, out)| range.error(missed, out)));
+        for head in self.heads(layer) {
+            let (_, values) = cache.keys_and_values(head.sequence, layer, head.kv_head, head.tokens)?;
+            let range = ValueRange::of(self.shape.dtype, head_dim, &values);
+            let outputs = out[bounds.len() * head_dim..].chunks(head_dim);
+            bounds.extend(
+                outputs.take(head.mass.len()).enumerate().map(|(g, out)| range.error(head.missed(g), out)),
+            );
         }
         Ok(bounds)
     }

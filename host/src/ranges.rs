@@ -5,18 +5,15 @@
 //! `tau max(o_c - min_c, max_c - o_c)`, and the norm of these bounds the norm of the error. Half as wide as the whole
 //! range where the output lies in its middle.
 //!
-//! Ranges are kept for as long as the plan lives and grow by the tokens that are new; the first look reads all of V.
+//! A range is of all tokens that there are, and reads all of V: for audits, not for every step.
 //!
 //! Trap: this bounds what was left out. The rounding of attention itself, some 1e-6 of the values, comes on top.
 
-use crate::{Error, KvCache, SequenceId, widen};
-use kernels_gpu::layout::BLOCK;
+use crate::{Dtype, widen};
 
-/// Least and largest V of one (layer, sequence, KV head) so far.
-#[derive(Clone, Debug, Default)]
+/// Least and largest V of one (layer, sequence, KV head).
+#[derive(Clone, Debug)]
 pub(crate) struct ValueRange {
-    /// Tokens looked at.
-    tokens: usize,
     /// `[head_dim]`
     least: Vec<f32>,
     /// `[head_dim]`
@@ -24,38 +21,26 @@ pub(crate) struct ValueRange {
 }
 
 impl ValueRange {
-    /// Looks at the tokens up to `tokens` that are new.
-    ///
-    /// # Errors
-    /// As [`KvCache::keys_and_values`].
-    pub(crate) fn see(
-        &mut self,
-        cache: &mut KvCache,
-        (sequence, layer, kv_head): (SequenceId, usize, usize),
-        tokens: usize,
-    ) -> Result<(), Error> {
-        let shape = cache.shape();
-        if self.tokens >= tokens {
-            return Ok(());
-        }
-        // Whole blocks are read; the last one of the time before had room for more.
-        let first = self.tokens / BLOCK;
-        let values = cache.values_from(sequence, layer, kv_head, first, tokens)?;
-        self.least.resize(shape.head_dim, f32::INFINITY);
-        self.largest.resize(shape.head_dim, f32::NEG_INFINITY);
-        for row in values.chunks_exact(shape.head_dim) {
-            for ((least, largest), &bits) in self.least.iter_mut().zip(&mut self.largest).zip(row) {
-                let v = widen(shape.dtype, bits);
+    /// Of V, bit patterns `[tokens, head_dim]`.
+    pub(crate) fn of(dtype: Dtype, head_dim: usize, values: &[u16]) -> ValueRange {
+        let mut range =
+            ValueRange { least: vec![f32::INFINITY; head_dim], largest: vec![f32::NEG_INFINITY; head_dim] };
+        for row in values.chunks_exact(head_dim) {
+            for ((least, largest), &bits) in range.least.iter_mut().zip(&mut range.largest).zip(row) {
+                let v = widen(dtype, bits);
                 *least = if v < *least { v } else { *least };
                 *largest = if v > *largest { v } else { *largest };
             }
         }
-        self.tokens = tokens;
-        Ok(())
+        range
     }
 
     /// Norm of the error that a missed share of the mass can have caused in `out`, `[head_dim]`.
     pub(crate) fn error(&self, missed: f32, out: &[f32]) -> f32 {
+        // Of no tokens there is nothing to miss.
+        if missed <= 0.0 {
+            return 0.0;
+        }
         let channels = out.iter().zip(&self.least).zip(&self.largest);
         let sum: f64 = channels
             .map(|((&o, &least), &largest)| {
@@ -75,7 +60,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_the_distance_to_the_farther_end_times_the_missed_share() {
-        let range = ValueRange { tokens: 1, least: vec![-1.0, 0.0], largest: vec![3.0, 2.0] };
+        let range = ValueRange { least: vec![-1.0, 0.0], largest: vec![3.0, 2.0] };
         // Farther ends: 3 - 0 = 3 and 2 - 2 + .. = 2 - 0.5 = 1.5.
         let want = 0.1 * (9.0f64 + 2.25).sqrt();
         let got = range.error(0.1, &[0.0, 0.5]) as f64;

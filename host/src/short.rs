@@ -8,9 +8,8 @@
 //! Trap: kernels take one kind of plan a launch. Where a batch has both, [`decode_apart`] launches twice; what a row
 //! gets does not depend on its neighbours, so no bit changes.
 
-use crate::backend::{Backend, DecodeRecord, DecodeResult, DecodeStep, Ranking};
-use crate::pool::Tables;
-use crate::{Error, Forced, MirrorFormat, Rows, Shape};
+use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
+use crate::{Error, Forced, KvCache, MirrorFormat, Rows};
 use half::slice::HalfBitsSliceExt;
 use kernels_gpu::layout::{BLOCK, blocks};
 
@@ -50,15 +49,15 @@ fn nothing_to_choose(tokens: usize, format: MirrorFormat, forced: Forced, unit: 
 /// A step in which the entries `whole` have the identity plan and the others are ranked, as two steps.
 ///
 /// # Errors
-/// The backend's.
+/// Those of the cache's step.
 pub(crate) fn decode_apart(
-    backend: &mut dyn Backend,
-    tables: &Tables,
-    shape: &Shape,
+    cache: &mut KvCache,
     step: &DecodeStep<'_>,
     whole: &[bool],
     result: &mut DecodeResult<'_>,
 ) -> Result<(), Error> {
+    let shape = cache.shape();
+    let (group, max_blocks) = (shape.group(), cache.pool().tables().extents.max_blocks);
     let zeros = vec![0u32; shape.kv_heads];
     let off = vec![0.0f32; shape.kv_heads];
     for kind in [true, false] {
@@ -66,7 +65,6 @@ pub(crate) fn decode_apart(
         if entries.is_empty() {
             continue;
         }
-        let (group, max_blocks) = (shape.group(), tables.extents.max_blocks);
         let query = shape.query_elements();
         let pick = |from: &[u32]| entries.iter().map(|&b| from[b]).collect::<Vec<u32>>();
         let (seqs, lens) = (pick(step.seqs), pick(step.lens));
@@ -96,7 +94,7 @@ pub(crate) fn decode_apart(
             metadata: &mut metadata,
             record,
         };
-        backend.decode(tables, &part, &mut of_part)?;
+        cache.decode(&part, &mut of_part)?;
         put(&entries, &out, result.out);
         put(&entries, &lse, result.lse);
         put(&entries, &read, result.read);

@@ -74,6 +74,13 @@ impl Ring {
         self.count += 1;
     }
 
+    /// Forgets the last step, whose end runs once more.
+    pub(super) fn take_back(&mut self) {
+        if self.known.pop_back().is_some() {
+            self.count -= 1;
+        }
+    }
+
     /// The last steps, oldest first, by one copy.
     ///
     /// # Errors
@@ -83,8 +90,8 @@ impl Ring {
         driver: &mut dyn Driver,
         shape: &Shape,
     ) -> Result<Vec<RecentStep>, DriverError> {
-        // A place that was never written may not be copied: places are filled from the first on.
-        let used = (self.known.len() as u64 * self.place_bytes) as usize;
+        // Places are filled from the first on.
+        let used = (self.count.min(self.places) * self.place_bytes) as usize;
         let mut bytes = vec![0u32; used / 4];
         if used > 0 {
             driver.download(self.memory.address(), bytemuck::cast_slice_mut(&mut bytes))?;
