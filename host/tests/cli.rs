@@ -77,7 +77,7 @@ fn the_model_s_commands_are_passed_to_the_program_beside() {
     let folder = Folder::new("beside");
     let program = folder.0.join("psa");
     std::fs::copy(env!("CARGO_BIN_EXE_psa"), &program).unwrap();
-    for name in ["generate", "perplexity", "needles"] {
+    for name in ["generate", "perplexity", "needles", "serve-bench"] {
         let output = Command::new(&program).args([name, "--help"]).output().unwrap();
         assert_eq!(output.status.code(), Some(2));
         let error = text(&output.stderr);

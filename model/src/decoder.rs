@@ -4,6 +4,8 @@
 //! that a refusal leaves the sequences as they were. A number that is not finite poisons its own sequence only:
 //! rows do not mix, so the step goes on for the others and the poisoned entry gets [`ModelError::Poisoned`].
 
+use std::time::Instant;
+
 use half::f16;
 use kernels_gpu::layout::blocks;
 use psa::{DecodePlan, KvCache, SequenceId};
@@ -29,6 +31,8 @@ pub struct Attended<'a> {
     pub out: &'a [f32],
     /// `[batch, q_heads]`.
     pub lse: &'a [f32],
+    /// Seconds that attention took, of all sequences.
+    pub seconds: f64,
 }
 
 /// Sees every layer of a step after attention.
@@ -58,7 +62,7 @@ impl<'m> Decoder<'m> {
     }
 
     /// Free slots that `new` more tokens of a sequence of `tokens` take, over all layers.
-    fn slots(&self, tokens: usize, new: usize) -> usize {
+    pub(crate) fn slots(&self, tokens: usize, new: usize) -> usize {
         let config = self.model.config();
         (blocks(tokens + new) - blocks(tokens)) * config.layers * config.kv_heads
     }
@@ -215,8 +219,10 @@ impl<'m> Decoder<'m> {
                 }
             }
             cache.append_batch(layer, &sequences, &k, &v)?;
+            let start = Instant::now();
             plan.attend_with_lse(cache, layer, &q, &mut attention, &mut lse)?;
-            watch(Attended { layer, q: &q, out: &attention, lse: &lse }, plan, cache)?;
+            let seconds = start.elapsed().as_secs_f64();
+            watch(Attended { layer, q: &q, out: &attention, lse: &lse, seconds }, plan, cache)?;
             self.model.advance(layer, &attention, &mut hidden);
         }
         let logits = self.model.logits(&hidden);

@@ -20,6 +20,7 @@
 //!
 //! [`Model`] is a decoder without its attention; [`Llama`] is one, any other fits that can give q, k, v and take
 //! what attention made of them. [`Decoder`] puts it on a cache: prefill in chunks, steps of any batch and policy.
+//! [`Server`] is a small continuous-batching loop over it.
 
 mod config;
 mod decoder;
@@ -31,6 +32,7 @@ mod prefill;
 mod reading;
 mod rope;
 mod sample;
+mod serve;
 mod simd;
 mod tokens;
 
@@ -42,4 +44,5 @@ pub use llama::{Llama, Model, Projections};
 pub use matrix::Matrix;
 pub use reading::Reading;
 pub use sample::{Sampler, log_softmax};
+pub use serve::{Load, Outcome, Prompt, Request, Server};
 pub use tokens::{Stream, Tokens};

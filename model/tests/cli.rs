@@ -54,7 +54,7 @@ fn refused(output: &Output, parts: &[&str]) {
 
 #[test]
 fn help_of_every_command_has_examples() {
-    for command in ["generate", "perplexity", "needles"] {
+    for command in ["generate", "perplexity", "needles", "serve-bench"] {
         let output =
             Command::new(env!("CARGO_BIN_EXE_psa-model")).args([command, "--help"]).output().unwrap();
         assert!(output.status.success());
@@ -73,7 +73,7 @@ fn generate_gives_the_same_text_for_the_same_seed_and_says_what_was_read() {
         "-n",
         "20",
         "--temperature",
-        "1",
+        "30",
         "--ignore-end",
         "--json",
         "--seed",
@@ -209,6 +209,48 @@ fn needles_asks_every_task_of_every_policy() {
         sum["kv_fraction"].as_f64().unwrap() < 0.7 && sum["found"]["all"].as_str().unwrap().ends_with("of 9"),
         "{sum}"
     );
+}
+
+#[test]
+fn serve_bench_serves_every_request_under_every_policy() {
+    let program = Program::new("cli-serve");
+    let arguments = [
+        "serve-bench",
+        "--policy",
+        "dense",
+        "--policy",
+        "progressive:0.7",
+        "--prompt-tokens",
+        "300",
+        "-n",
+        "6",
+        "--requests",
+        "4",
+        "--batch",
+        "2",
+        "--rate",
+        "50",
+        "--rounds",
+        "2",
+        "--json",
+    ];
+    for prefill in ["here", "elsewhere"] {
+        let all = records(&program.run(&[&arguments[..], &["--prefill", prefill]].concat()));
+        assert_eq!(all.len(), 2);
+        for record in &all {
+            assert_eq!(
+                (&record["completed"], &record["rounds"]),
+                (&Value::from(4), &Value::from(2)),
+                "{record}"
+            );
+            for field in ["throughput_tokens_per_s", "kv_mb_per_token", "mean_batch", "throughput_ratio"] {
+                assert!(record[field].as_f64().is_some_and(|x| x > 0.0), "{field}: {record}");
+            }
+            assert!(record["ttft_ms"]["p99"].as_f64() >= record["ttft_ms"]["p50"].as_f64());
+        }
+        assert_eq!(all[0]["throughput_ratio"], 1.0);
+        assert!(all[1]["kv_fraction"].as_f64() < all[0]["kv_fraction"].as_f64());
+    }
 }
 
 #[cfg(target_os = "linux")]

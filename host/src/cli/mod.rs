@@ -77,6 +77,9 @@ enum Command {
     /// Does a model still find what is hidden in a long text, by policy
     #[command(disable_help_flag = true)]
     Needles(model::Forwarded),
+    /// Continuous batching of a model under several policies: throughput, latencies, what is read
+    #[command(disable_help_flag = true)]
+    ServeBench(model::Forwarded),
     /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
     PoolStudy(pool_study::PoolStudyArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => return model::run("generate", &args),
         Command::Perplexity(args) => return model::run("perplexity", &args),
         Command::Needles(args) => return model::run("needles", &args),
+        Command::ServeBench(args) => return model::run("serve-bench", &args),
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Match(args) => matched::run(&args),

@@ -11,6 +11,7 @@ mod options;
 mod perplexity;
 mod report;
 mod results;
+mod serve_bench;
 
 use std::process::ExitCode;
 
@@ -50,6 +51,8 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Does the model still find what is hidden in a long text, by policy
     Needles(needles::NeedlesArgs),
+    /// Continuous batching under several policies: throughput, latencies, what is read
+    ServeBench(serve_bench::ServeBenchArgs),
 }
 
 /// Parses the command line, runs it, prints errors, and returns the exit code.
@@ -58,6 +61,7 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Needles(args) => needles::run(&args),
+        Command::ServeBench(args) => serve_bench::run(&args),
     };
     match result {
         Ok(Verdict::Good) => ExitCode::SUCCESS,

@@ -140,7 +140,7 @@ impl Haystack {
 }
 
 /// Made-up sentences up to `until` tokens.
-fn fill(
+pub fn fill(
     loaded: &Loaded,
     tokens: &mut Vec<u32>,
     until: usize,

@@ -94,12 +94,7 @@ impl ModelArgs {
         sequences: usize,
         tokens: usize,
     ) -> Result<KvCache, CliError> {
-        let device = match self.backend {
-            Backend::Cpu => Device::cpu(),
-            Backend::Reference => Device::reference(),
-            Backend::Emulator => Device::emulator_with(EmulatedOptions { seed: self.seed, checks: true }),
-            Backend::Cuda => Device::cuda(self.gpu)?,
-        };
+        let device = self.device()?;
         let config = CacheConfig {
             // A sequence takes whole blocks.
             capacity: Capacity::Tokens(sequences * tokens.next_multiple_of(self.quant_group.max(16))),
@@ -112,6 +107,16 @@ impl ModelArgs {
             check_finite: true,
         };
         Ok(KvCache::new(&device, model.config().shape(), config)?)
+    }
+
+    /// Where attention of decode steps computes.
+    pub fn device(&self) -> Result<Device, CliError> {
+        Ok(match self.backend {
+            Backend::Cpu => Device::cpu(),
+            Backend::Reference => Device::reference(),
+            Backend::Emulator => Device::emulator_with(EmulatedOptions { seed: self.seed, checks: true }),
+            Backend::Cuda => Device::cuda(self.gpu)?,
+        })
     }
 
     /// Name of the backend.
