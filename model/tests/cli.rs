@@ -168,7 +168,7 @@ fn perplexity_compares_with_dense_and_a_larger_budget_is_nearer_to_it() {
     assert!(all[1]["missed_mass"]["mean"].as_f64().unwrap() < 0.2, "{}", all[1]["missed_mass"]);
     assert!(all[2]["missed_mass"]["mean"].as_f64() > all[1]["missed_mass"]["mean"].as_f64());
     let page = std::fs::read_to_string(program.folder.0.join("page.html")).unwrap();
-    assert!(page.contains("</html>") && page.matches("<svg").count() >= 8, "{}", page.len());
+    assert!(page.contains("</html>") && page.matches("<svg").count() >= 9, "{}", page.len());
     assert!(!page.contains("<script") && !page.contains("src="), "one self-contained file");
 }
 

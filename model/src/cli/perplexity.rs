@@ -51,6 +51,9 @@ pub struct PerplexityArgs {
     /// Write one self-contained HTML page with pictures
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "psa-perplexity.html")]
     report: Option<PathBuf>,
+    /// Draw KL against bytes read, as SVG
+    #[arg(long, value_name = "FILE")]
+    picture: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
 }
@@ -79,7 +82,7 @@ pub fn run(args: &PerplexityArgs) -> Result<Verdict, CliError> {
             format!("--queries {} must be at least 1 and below --context {}", args.queries, args.context);
         return Err(CliError::Options(text));
     }
-    if let Some(file) = &args.report {
+    for file in args.report.iter().chain(&args.picture) {
         report::probe(file)?;
     }
     let audit = Audit::new(args.audit, args.model.seed)?;
@@ -135,7 +138,12 @@ pub fn run(args: &PerplexityArgs) -> Result<Verdict, CliError> {
     if !args.model.json {
         write!(std::io::stdout().lock(), "{}", table_of(&table))?;
     }
+    if let Some(file) = &args.picture {
+        report::write_picture(file, report::comparison(&table))?;
+        eprintln!("picture: {}", file.display());
+    }
     if let Some(file) = &args.report {
+        page.comparison(&table);
         page.table(&table, COLUMNS);
         page.write(file)?;
         eprintln!("report: {}", file.display());

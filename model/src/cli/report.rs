@@ -18,6 +18,15 @@ pub struct Report {
     body: String,
 }
 
+/// Writes a picture.
+pub fn write_picture(file: &Path, svg: Svg) -> Result<(), CliError> {
+    std::fs::write(file, svg.finish()).map_err(|source| CliError::Unwritable {
+        file: file.display().to_string(),
+        option: "--picture",
+        source,
+    })
+}
+
 /// Checks, before long work, that a file can be written, leaving an existing one as it is.
 pub fn probe(file: &Path) -> Result<(), CliError> {
     let fresh = !file.exists();
@@ -91,6 +100,11 @@ impl Report {
             self.body.push_str("</tr>");
         }
         self.body.push_str("</table>\n");
+    }
+
+    /// The picture of [`comparison`].
+    pub fn comparison(&mut self, records: &[Value]) {
+        self.body.push_str(&inline(comparison(records)));
     }
 
     /// What was read: by layer and head as a heat map, and along the text.
@@ -235,6 +249,59 @@ impl Report {
         }
         written.map_err(|source| unwritable(file, source))
     }
+}
+
+/// Divergence from dense against bytes read, means over the texts; policies of one kind share a line.
+pub fn comparison(records: &[Value]) -> Svg {
+    // (kind, policy): sums of bytes and KL, and how many.
+    let mut points: Vec<(String, String, f64, f64, f64)> = vec![];
+    for record in records {
+        let (policy, mirror) =
+            (record["policy"].as_str().unwrap_or(""), record["mirror"].as_str().unwrap_or(""));
+        let (Some(bytes), Some(kl)) = (record["bytes_fraction"].as_f64(), record["kl"]["mean"].as_f64())
+        else {
+            continue;
+        };
+        let Some((kind, _)) = policy.split_once(':') else { continue };
+        let kind = match kind {
+            "quest" | "mean" | "cuboid" | "oracle" => kind.to_owned(),
+            _ => format!("{kind}, mirror {mirror}"),
+        };
+        match points.iter_mut().find(|point| (&point.0, point.1.as_str()) == (&kind, policy)) {
+            Some(point) => (point.2, point.3, point.4) = (point.2 + bytes, point.3 + kl, point.4 + 1.0),
+            None => points.push((kind, policy.to_owned(), bytes, kl, 1.0)),
+        }
+    }
+    let markers =
+        [Marker::Circle, Marker::Square, Marker::Triangle, Marker::Diamond, Marker::Wedge, Marker::Star];
+    let mut series: Vec<Series> = vec![];
+    for (kind, _, bytes, kl, n) in &points {
+        let at = (100.0 * bytes / n, kl / n);
+        match series.iter_mut().find(|series| series.name == *kind) {
+            Some(series) => series.points.push(at),
+            None => series.push(Series {
+                name: kind.clone(),
+                color: PALETTE[series.len() % PALETTE.len()].into(),
+                marker: markers[series.len() % markers.len()],
+                line: true,
+                points: vec![at],
+                marked: vec![],
+            }),
+        }
+    }
+    series.iter_mut().for_each(|series| series.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    let context = records.first().and_then(|record| record["context"].as_u64()).unwrap_or(0);
+    let title = format!("Divergence from dense attention against bytes read, {context} tokens of context");
+    let chart = Chart {
+        title: title.clone(),
+        x: Axis::linear("bytes read, metadata included (% of dense)", 0.0, 100.0),
+        y: Axis::log("KL (nats)", points.iter().map(|point| point.3 / point.4), Some("0")),
+        series,
+        reference: None,
+    };
+    let mut svg = Svg::new(760.0, 520.0, &title);
+    chart.draw(&mut svg, Rect { x: 12.0, y: 12.0, width: 736.0, height: 470.0 });
+    svg
 }
 
 /// A heat map.
