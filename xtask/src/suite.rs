@@ -1,6 +1,6 @@
 //! `test`: every check of the project in stages, with one summary line at the end.
 //!
-//! Stages: the crates that build with cargo alone; the PyTorch oracle; the model oracle; the committed PTX against its sources
+//! Stages: the crates that build with cargo alone; the PyTorch oracle; the installed model; the committed PTX against its sources
 //! and against ptxas; the ratchet; the GPU bundle. A stage that breaks without a failed test (a compile error,
 //! stale PTX) counts as one failure, so that the summary never reads as a success. Later stages run all the
 //! same.
@@ -20,8 +20,8 @@ use crate::{gpu_bundle, process, ratchet, setup};
 
 /// The crate that needs libtorch; it is no default member.
 const TORCH_PACKAGE: &str = "psa-torch-oracle";
-/// The crate that needs the model; it is no default member either.
-const MODEL_PACKAGE: &str = "psa-model-oracle";
+/// The tests that need the model.
+const MODEL_TESTS: [&str; 6] = ["-p", "psa-model", "--features", "installed-model", "--test", "smollm2"];
 
 /// Runs `test`; prints the summary as the last line of stdout.
 pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
@@ -48,12 +48,12 @@ pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
     }
 
     if quick {
-        suite.heading("model oracle: left out (--quick)");
+        suite.heading("installed model: left out (--quick)");
     } else if MODEL.installed(workspace) {
-        suite.heading(&format!("model oracle ({} against candle)", MODEL.title));
-        suite.cargo_test(workspace.root(), &["-p", MODEL_PACKAGE], quick)?;
+        suite.heading(&format!("{} against an independent model in f64", MODEL.title));
+        suite.cargo_test(workspace.root(), &MODEL_TESTS, quick)?;
     } else {
-        suite.heading("model oracle: not run, the model could not be installed (see above)");
+        suite.heading("installed model: not run, it could not be installed (see above)");
     }
 
     if DeviceCompiler::find().is_some() && CUDA_TOOLS.installed(workspace) {

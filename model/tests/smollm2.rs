@@ -1,11 +1,12 @@
-//! Logits on a fixed text against candle's own quantised Llama in f32, and generation with a fixed seed that does not
-//! depend on the batch or the backend.
+//! SmolLM2-135M-Instruct: logits on a fixed text against an independent model in f64, and generation with a fixed seed
+//! that depends neither on the batch nor on the backend. Needs the file of `cargo xtask setup --for model`.
+
+mod common;
 
 use std::path::PathBuf;
 
-use candle_core::quantized::gguf_file::Content;
-use candle_core::{Device as CandleDevice, Tensor};
-use candle_transformers::models::quantized_llama::ModelWeights;
+use common::Variant;
+use common::reference::Reference;
 use psa::{CacheConfig, Capacity, DecodePlan, Device, KvCache, Mirror, Policy};
 use psa_model::{Decoder, Gguf, Llama, Model, Sampler, Tokens, log_softmax};
 
@@ -17,7 +18,7 @@ const TEXT: &str = "The KV cache of a long context is what limits the serving of
 
 fn path() -> PathBuf {
     let workspace =
-        concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/psa-tools/model/SmolLM2-135M-Instruct.Q4_1.gguf");
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../target/psa-tools/model/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = std::env::var_os("PSA_MODEL").map_or_else(|| workspace.into(), PathBuf::from);
     assert!(path.is_file(), "{} is missing: cargo xtask setup --for model", path.display());
     path
@@ -39,33 +40,25 @@ fn cache(model: &Llama, device: &Device) -> KvCache {
 }
 
 #[test]
-fn logits_are_candles_on_a_fixed_text() {
-    // candle rounds activations to 8 bits in front of every matrix; dequantised weights take f32.
-    // SAFETY: Rust's readers and writers of the environment share a lock, and no C code of this program reads it.
-    unsafe { std::env::set_var("CANDLE_DEQUANTIZE_ALL", "1") };
+fn logits_are_those_of_an_independent_f64_model_on_a_fixed_text() {
     let (model, tokens) = load();
     let tokens = tokens.encode(TEXT).unwrap();
     assert!(tokens.len() > 100, "{}", tokens.len());
-    let mut file = std::fs::File::open(path()).unwrap();
-    let content = Content::read(&mut file).unwrap();
-    let mut candle = ModelWeights::from_gguf(content, &mut file, &CandleDevice::Cpu).unwrap();
-
+    let exact = Reference::open(&path(), &Variant::default()).logits(&tokens);
     let decoder = Decoder::new(&model);
     let mut cache = cache(&model, &Device::cpu());
     let sequence = cache.add_sequence().unwrap();
     let prompt = tokens.len() - 16;
     let mut ours = decoder.prefill(&mut cache, sequence, &tokens[..prompt], &mut |_| true).unwrap();
     let mut plan = DecodePlan::new(&cache, &[sequence], Policy::Dense).unwrap();
-    let mut from = 0;
     let (mut largest, mut divergence) = (0.0f64, 0.0f64);
-    for until in prompt..tokens.len() {
-        let input = Tensor::new(&tokens[from..until], &CandleDevice::Cpu).unwrap().unsqueeze(0).unwrap();
-        let theirs = candle.forward(&input, from).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        from = until;
-        let (p, q) = (log_softmax(&theirs), log_softmax(&ours));
-        largest = ours.iter().zip(&theirs).fold(largest, |m, (a, b)| m.max((a - b).abs() as f64));
+    for next in prompt..tokens.len() {
+        let exact = &exact[next - 1];
+        let as_f32: Vec<f32> = exact.iter().map(|&x| x as f32).collect();
+        let (p, q) = (log_softmax(&as_f32), log_softmax(&ours));
+        largest = ours.iter().zip(exact).fold(largest, |m, (a, b)| m.max((*a as f64 - b).abs()));
         divergence = divergence.max(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum());
-        ours = decoder.step(&mut cache, &mut plan, &tokens[until..=until]).unwrap().remove(0).unwrap();
+        ours = decoder.step(&mut cache, &mut plan, &tokens[next..=next]).unwrap().remove(0).unwrap();
     }
     println!("largest difference of a logit {largest:.4}, KL at most {divergence:.2e} nats");
     // What differs is the rounding of q, k, v to f16 (2^-11 of each) in 30 layers: independent errors, whose sum moves the
