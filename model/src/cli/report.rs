@@ -330,15 +330,14 @@ impl Grid<'_> {
         let mut svg = Svg::new(770.0, bottom + 66.0, self.title);
         svg.heading((left, 24.0), 15.0, Anchor::Start, self.title);
         for row in 0..self.rows {
-            for column in 0..self.columns {
-                let value = (self.value)(column, row);
-                let r = Rect {
-                    x: left + cell * column as f64,
-                    y: top + high * row as f64,
-                    width: cell,
-                    height: high,
-                };
-                svg.rect(r, &shade(value / self.most));
+            let shades: Vec<String> =
+                (0..self.columns).map(|column| shade((self.value)(column, row) / self.most)).collect();
+            // Neighbours of one shade are one rectangle, or a page would have megabytes.
+            let mut column = 0;
+            for run in shades.chunk_by(|a, b| a == b) {
+                let (x, y) = (left + cell * column as f64, top + high * row as f64);
+                svg.rect(Rect { x, y, width: cell * run.len() as f64, height: high }, &run[0]);
+                column += run.len();
             }
             if self.rows <= 8 || row % 5 == 0 {
                 svg.text(
