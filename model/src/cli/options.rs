@@ -105,6 +105,7 @@ impl ModelArgs {
             unit: self.unit,
             forced: Forced { sink: self.sink, recent: self.recent },
             check_finite: true,
+            ..CacheConfig::default()
         };
         Ok(KvCache::new(&device, model.config().shape(), config)?)
     }

@@ -254,6 +254,7 @@ impl ServeBenchArgs {
             unit: m.unit,
             forced: Forced { sink: m.sink, recent: m.recent },
             check_finite: true,
+            ..CacheConfig::default()
         };
         let cache = KvCache::new(&m.device()?, loaded.model.config().shape(), config)?;
         let slots = cache.pool_use().slots;
