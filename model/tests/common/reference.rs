@@ -26,7 +26,7 @@ impl Reference {
     pub fn open(path: &Path, variant: &Variant) -> Reference {
         let mut file = std::fs::File::open(path).unwrap();
         let content = Content::read(&mut file).unwrap();
-        let a = variant.architecture;
+        let a = content.metadata["general.architecture"].to_string().unwrap().clone();
         let number =
             |key: &str| content.metadata.get(&format!("{a}.{key}")).map(|v| v.to_u32().unwrap() as usize);
         let q_heads = number("attention.head_count").unwrap();
@@ -48,7 +48,7 @@ impl Reference {
             rotated: variant.rotated,
             base: base as f64,
             scaling: variant.linear_scaling.unwrap_or(1.0) as f64,
-            neighbours: a == "llama",
+            neighbours: variant.architecture == "llama",
         }
     }
 
