@@ -216,7 +216,7 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
         ),
         (&["demo", "--out", "/no/such/folder/x.svg"], &["/no/such/folder/x.svg", "--out"]),
         (&["demo", "--traces", "nowhere.safetensors"], &["nowhere.safetensors"]),
-        (&["generate", "--prompt", "x"], &["unrecognized subcommand", "generate"]),
+        (&["fly", "--prompt", "x"], &["unrecognized subcommand", "fly"]),
         (&[], &["Usage", "demo", "eval", "info"]),
     ];
     for (arguments, words) in table {
