@@ -14,6 +14,8 @@ mod lanes;
 mod merge;
 mod plan;
 mod score;
+mod tile;
+mod vector;
 
 pub use isa::Isa;
 

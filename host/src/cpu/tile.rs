@@ -1,0 +1,157 @@
+//! The inner loops of attend, on tiles of registers: an element is loaded and widened once for all query heads of
+//! a tile, and a tile has enough independent sums to keep the multipliers busy.
+//!
+//! Rows of a query or an output are in the order of [`place`](super::vector::place). No tile changes a bit: a
+//! score adds its channels 32 at a time, in 16 lanes, and an output adds its tokens in their order, whatever is
+//! computed beside it.
+
+use super::lanes::Lanes;
+use super::vector::{Vector, WIDENED};
+use crate::element::Format;
+use kernels_gpu::layout::BLOCK;
+
+/// Scores `[heads][16 tokens]` of a block's keys. Asks for the rows of `ahead` on the way.
+#[inline(always)]
+pub(super) fn scores<L: Lanes, F: Format, const D: usize>(
+    queries: &[[f32; D]],
+    keys: &[[u16; D]; BLOCK],
+    ahead: &[[u16; D]],
+    mut to: impl FnMut(usize, [f32; BLOCK]),
+) {
+    let mut lanes = [[[0.0f32; 16]; BLOCK]; 4];
+    let (mut first, mut ahead) = (0, ahead);
+    while first < queries.len() {
+        let queries = &queries[first..];
+        let heads = match queries.len() {
+            4.. if L::WIDE => dots::<L, F, D, 4, 4>(queries, keys, ahead, &mut lanes),
+            2.. if L::WIDE => dots::<L, F, D, 4, 2>(queries, keys, ahead, &mut lanes),
+            2.. => dots::<L, F, D, 2, 2>(queries, keys, ahead, &mut lanes),
+            _ => dots::<L, F, D, 4, 1>(queries, keys, ahead, &mut lanes),
+        };
+        for (h, lanes) in lanes.iter().enumerate().take(heads) {
+            to(first + h, L::sums(lanes));
+        }
+        first += heads;
+        ahead = &[];
+    }
+}
+
+/// Lanes of the scores of T tokens at a time, for the first H queries; returns H.
+#[inline(always)]
+fn dots<L: Lanes, F: Format, const D: usize, const T: usize, const H: usize>(
+    queries: &[[f32; D]],
+    keys: &[[u16; D]; BLOCK],
+    ahead: &[[u16; D]],
+    lanes: &mut [[[f32; 16]; BLOCK]; 4],
+) -> usize {
+    let queries = &queries[..H];
+    for first in (0..BLOCK).step_by(T) {
+        let mut sums = [[L::V::splat(0.0); H]; T];
+        for row in ahead.iter().skip(first).take(T) {
+            L::prefetch(row);
+        }
+        for c in (0..D).step_by(WIDENED) {
+            let mut q = [[L::V::splat(0.0); 2]; H];
+            for h in 0..H {
+                let [low, high] = two(&queries[h], c);
+                q[h] = [L::V::load(low), L::V::load(high)];
+            }
+            for t in 0..T {
+                let [low, high] = widened::<L, F, D>(&keys[first + t], c);
+                for h in 0..H {
+                    sums[t][h] = q[h][1].fma(high, q[h][0].fma(low, sums[t][h]));
+                }
+            }
+        }
+        for t in 0..T {
+            for h in 0..H {
+                sums[t][h].store(&mut lanes[h][first + t]);
+            }
+        }
+    }
+    H
+}
+
+/// Adds a block's values, weighted `[heads][16 tokens]`, to `outputs`. Asks for the rows of `ahead` on the way.
+#[inline(always)]
+pub(super) fn add_values<L: Lanes, F: Format, const D: usize>(
+    weights: &[[f32; BLOCK]],
+    values: &[[u16; D]; BLOCK],
+    ahead: &[[u16; D]],
+    outputs: &mut [[f32; D]],
+) {
+    let (mut first, mut ahead) = (0, ahead);
+    while first < outputs.len() {
+        let (weights, outputs) = (&weights[first..], &mut outputs[first..]);
+        first += match outputs.len() {
+            4.. if L::WIDE => add::<L, F, D, 2, 4>(weights, values, ahead, outputs),
+            2.. if L::WIDE => add::<L, F, D, 2, 2>(weights, values, ahead, outputs),
+            2.. => add::<L, F, D, 1, 2>(weights, values, ahead, outputs),
+            _ => add::<L, F, D, 2, 1>(weights, values, ahead, outputs),
+        };
+        ahead = &[];
+    }
+}
+
+/// For the first H outputs, W times 32 channels at a time; returns H.
+#[inline(always)]
+fn add<L: Lanes, F: Format, const D: usize, const W: usize, const H: usize>(
+    weights: &[[f32; BLOCK]],
+    values: &[[u16; D]; BLOCK],
+    ahead: &[[u16; D]],
+    outputs: &mut [[f32; D]],
+) -> usize {
+    let (weights, outputs) = (&weights[..H], &mut outputs[..H]);
+    const { assert!(D.is_multiple_of(WIDENED * W), "channels would be left over") };
+    let passes = D / (WIDENED * W);
+    for pass in 0..passes {
+        let c = pass * WIDENED * W;
+        let mut sums = [[[L::V::splat(0.0); 2]; W]; H];
+        for h in 0..H {
+            for w in 0..W {
+                let [low, high] = two(&outputs[h], c + w * WIDENED);
+                sums[h][w] = [L::V::load(low), L::V::load(high)];
+            }
+        }
+        for t in 0..BLOCK {
+            // A share of the rows in each pass.
+            if t % passes == 0
+                && let Some(row) = ahead.get((pass * BLOCK + t) / passes)
+            {
+                L::prefetch(row);
+            }
+            let mut wide = [[L::V::splat(0.0); 2]; W];
+            for w in 0..W {
+                wide[w] = widened::<L, F, D>(&values[t], c + w * WIDENED);
+            }
+            for h in 0..H {
+                let weight = L::V::splat(weights[h][t]);
+                for w in 0..W {
+                    sums[h][w] =
+                        [weight.fma(wide[w][0], sums[h][w][0]), weight.fma(wide[w][1], sums[h][w][1])];
+                }
+            }
+        }
+        for h in 0..H {
+            for w in 0..W {
+                let (to, _) = outputs[h][c + w * WIDENED..][..WIDENED].as_chunks_mut::<16>();
+                sums[h][w][0].store(&mut to[0]);
+                sums[h][w][1].store(&mut to[1]);
+            }
+        }
+    }
+    H
+}
+
+/// Elements `c..c + 32` of a row.
+#[inline(always)]
+fn widened<L: Lanes, F: Format, const D: usize>(row: &[u16; D], c: usize) -> [L::V; 2] {
+    L::V::widen::<F>(&row[c..][..WIDENED].as_chunks().0[0])
+}
+
+/// Lanes `c..c + 32` of a row, as two vectors.
+#[inline(always)]
+fn two<const D: usize>(row: &[f32; D], c: usize) -> [&[f32; 16]; 2] {
+    let (vectors, _) = row[c..][..WIDENED].as_chunks::<16>();
+    [&vectors[0], &vectors[1]]
+}
