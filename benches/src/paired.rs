@@ -121,7 +121,10 @@ fn rounds(subjects: &mut [Subject], rounds: usize) -> Vec<Vec<f64>> {
         let time = |s: &mut Subject| {
             let start = Instant::now();
             (s.step)();
-            start.elapsed().as_secs_f64()
+            let e = start.elapsed().as_secs_f64();
+            let x: Vec<u64> = psa::cpu::T.iter().map(|t| t.swap(0, std::sync::atomic::Ordering::Relaxed)).collect();
+            if std::env::var("STAGES").is_ok() && s.name == "psa" { eprintln!("{} {:.3} ms; score {} plan+score {} attend {} merge {} us sum; blocks {} topups {}", s.policy, e*1e3, x[0]/1000, x[1]/1000, x[2]/1000, x[3]/1000, x[4], x[5]); }
+            e
         };
         subjects.iter_mut().map(time).collect()
     };
@@ -147,12 +150,14 @@ fn records(subjects: &[Subject], times: &[Vec<f64>], tokens: usize, batch: usize
         .filter(|&i| subjects[i].name.starts_with("torch"))
         .min_by(|&a, &b| median(times.iter().map(|t| t[a])).total_cmp(&median(times.iter().map(|t| t[b]))));
     let ratio = |of: Option<usize>, i: usize| of.map(|o| median(times.iter().map(|t| t[o] / t[i])));
+    let fastest = |i: usize| times.iter().map(|t| t[i]).fold(f64::INFINITY, f64::min);
     let round = |x: Option<f64>| x.map(|x| (x * 1000.0).round() / 1000.0);
     let record = |(i, s): (usize, &Subject)| {
         let share = read.and_then(|r| Some(ratio(Some(r), i)? * s.bytes as f64 / subjects[r].bytes as f64));
         json!({
             "name": s.name, "tokens": tokens, "batch": batch, "policy": s.policy,
             "median_ms": round(Some(median(times.iter().map(|t| t[i])) * 1e3)),
+            "fastest_ms": round(Some(fastest(i) * 1e3)),
             "bytes": s.bytes,
             "ratio_to_torch_dense": round(ratio(torch, i)),
             "ratio_to_own_dense": round(ratio(dense, i)),

@@ -8,13 +8,14 @@
 
 use super::isa::per_isa;
 use super::lanes::Lanes;
-use super::vector::place;
 use super::{Queries, Step, by_format, tile};
-use crate::element::Format;
+use crate::Dtype;
+use crate::element::{Bf16, F16, Format};
 use crate::store::HeadView;
 
+use super::vector::{Vector, place};
 use kernels_gpu::layout::{BLOCK, MAX_GROUP, splits};
-use kernels_gpu::numeric::{NOTHING, exp2, finite_score, fma};
+use kernels_gpu::numeric::{NOTHING, exp2, fma};
 use rayon::prelude::*;
 
 /// What a stream of blocks has given, for each query head of a group.
@@ -24,7 +25,7 @@ pub(super) struct Part {
     pub m: [f32; MAX_GROUP],
     /// Sum of `2^(score - m)`.
     pub l: [f32; MAX_GROUP],
-    /// Sum of the values so weighted: `[group, head_dim]`.
+    /// Sum of the values so weighted: `[group, head_dim]`, channels by [`place_of`].
     pub o: Vec<f32>,
 }
 
@@ -74,62 +75,52 @@ fn add_blocks_body<L: Lanes, F: Format, const D: usize>(
     part: &mut Part,
 ) {
     let group = queries.group;
-    // Rows dealt to lanes as their elements are.
-    let mut dealt = [[0.0f32; D]; MAX_GROUP];
-    for (to, from) in dealt.iter_mut().zip(queries.scaled.as_chunks::<D>().0) {
-        for c in 0..D {
-            to[place::<F>(c)] = from[c];
-        }
-    }
+    let dealt = queries.dealt.as_chunks::<D>().0;
     let mut outputs = [[0.0f32; D]; MAX_GROUP];
     let mut weights = [[[0.0f32; BLOCK]; MAX_GROUP]; CHUNK_BLOCKS];
     let mut padded = [[0u16; D]; BLOCK];
     let blocks = order.len().div_ceil(stride);
-    let block = |i: usize| order.get(i * stride).map(|&block| block as usize);
-    let keys = |i: usize| block(i).map_or(&[][..], |block| view.block_keys(block).as_chunks::<D>().0);
-    let values = |i: usize| block(i).map_or(&[][..], |block| view.block_values(block).as_chunks::<D>().0);
+    let keys = |i: usize| match order.get(i * stride) {
+        Some(&block) => view.block_keys(block as usize).as_chunks::<D>().0,
+        None => &[],
+    };
+    let values = |i: usize| match order.get(i * stride) {
+        Some(&block) => view.block_values(block as usize).as_chunks::<D>().0,
+        None => &[],
+    };
 
     for first in (0..blocks).step_by(CHUNK_BLOCKS) {
         let chunk = CHUNK_BLOCKS.min(blocks - first);
         for (i, weights) in weights.iter_mut().enumerate().take(chunk) {
             let rows = keys(first + i);
-            tile::scores::<L, F, D>(
-                &dealt[..group],
-                whole(rows, &mut padded),
-                values(first + i),
-                |g, mut scores| {
-                    for score in &mut scores {
-                        *score = finite_score(*score);
-                    }
-                    for score in &mut scores[rows.len()..] {
-                        *score = f32::NEG_INFINITY;
-                    }
-                    weights[g] = scores;
-                },
-            );
+            let (whole, ahead) = (whole(rows, &mut padded), values(first + i));
+            tile::scores::<L, F, D>(dealt, whole, ahead, &mut weights[..group]);
+            for scores in &mut weights[..group] {
+                // As `finite_score`.
+                let (low, high) = (L::V::splat(-1e30), L::V::splat(1e30));
+                L::V::load(scores).max(low).min(high).store(scores);
+                scores[rows.len()..].fill(f32::NEG_INFINITY);
+            }
         }
         for g in 0..group {
-            let mut tops = [f32::NEG_INFINITY; BLOCK];
+            let mut tops = L::V::splat(f32::NEG_INFINITY);
             for weights in &weights[..chunk] {
-                for t in 0..BLOCK {
-                    tops[t] = if weights[g][t] > tops[t] { weights[g][t] } else { tops[t] };
-                }
+                tops = L::V::load(&weights[g]).max(tops);
             }
-            let top = L::max(tops);
+            let top = tops.largest::<L>();
             let m = if top > part.m[g] { top } else { part.m[g] };
-            let mut sums = [0.0f32; BLOCK];
+            let (less, mut sums) = (L::V::splat(-m), L::V::splat(0.0));
             for weights in &mut weights[..chunk] {
-                for t in 0..BLOCK {
-                    weights[g][t] = exp2(weights[g][t] - m);
-                    sums[t] += weights[g][t];
-                }
+                let weight = L::V::load(&weights[g]).add(less).exp2();
+                weight.store(&mut weights[g]);
+                sums = sums.add(weight);
             }
             let rescale = exp2(part.m[g] - m);
-            part.l[g] = fma(part.l[g], rescale, L::sum(sums));
+            part.l[g] = fma(part.l[g], rescale, sums.sum::<L>());
             if m > part.m[g] {
                 part.m[g] = m;
-                for o in &mut outputs[g] {
-                    *o *= rescale;
+                for o in outputs[g].as_chunks_mut::<16>().0 {
+                    L::V::load(o).mul(L::V::splat(rescale)).store(o);
                 }
             }
         }
@@ -139,10 +130,14 @@ fn add_blocks_body<L: Lanes, F: Format, const D: usize>(
             tile::add_values::<L, F, D>(&weights[..group], values, ahead, &mut outputs[..group]);
         }
     }
-    for (to, from) in part.o.as_chunks_mut::<D>().0.iter_mut().zip(&outputs) {
-        for c in 0..D {
-            to[c] = from[place::<F>(c)];
-        }
+    part.o.copy_from_slice(outputs[..group].as_flattened());
+}
+
+/// Where attention has channel `c` of a query or an output.
+pub(super) fn place_of(dtype: Dtype, c: usize) -> usize {
+    match dtype {
+        Dtype::F16 => place::<F16>(c),
+        Dtype::Bf16 => place::<Bf16>(c),
     }
 }
 

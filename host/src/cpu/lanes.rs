@@ -127,7 +127,7 @@ impl Lanes for Portable {
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     use super::{BLOCK, CHUNK, ChunkDots, Codes, Lanes, MAX_GROUP, Split};
     use std::arch::x86_64::*;
 
@@ -364,7 +364,10 @@ mod x86 {
     /// # Safety
     /// AVX.
     #[inline(always)]
-    unsafe fn fold(x: [__m256; BLOCK], add: impl Fn(__m256, __m256) -> __m256) -> [__m256; 2] {
+    pub(in crate::cpu) unsafe fn fold(
+        x: [__m256; BLOCK],
+        add: impl Fn(__m256, __m256) -> __m256,
+    ) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             // Each step halves the vectors: at distance 4, i and i + 8 share one, 4 lanes each; at 2,
@@ -395,7 +398,7 @@ mod x86 {
     /// # Safety
     /// AVX.
     #[inline(always)]
-    unsafe fn store_f32([low, high]: [__m256; 2]) -> [f32; BLOCK] {
+    pub(in crate::cpu) unsafe fn store_f32([low, high]: [__m256; 2]) -> [f32; BLOCK] {
         let mut x = [0.0f32; BLOCK];
         // SAFETY: the caller's promise; the stores are inside the array.
         unsafe {

@@ -50,6 +50,8 @@ pub struct Cpu {
 struct Queries<'a> {
     /// In the log2 domain, `(q * scale) * log2 e`: `[group, head_dim]`.
     scaled: &'a [f32],
+    /// The same, channels by [`attend::place_of`].
+    dealt: &'a [f32],
     group: usize,
 }
 
@@ -150,10 +152,13 @@ impl Backend for Cpu {
                 let view = store.view(tables, step.seqs[b] as usize, step.layer, h, tokens);
                 let mut scaled = [0.0f32; MAX_GROUP * 128];
                 let scaled = &mut scaled[..group * d];
-                for (to, &from) in scaled.iter_mut().zip(q) {
+                let mut dealt = [0.0f32; MAX_GROUP * 128];
+                let dealt = &mut dealt[..group * d];
+                for (i, (to, &from)) in scaled.iter_mut().zip(q).enumerate() {
                     *to = widen(shape.dtype, from) * step.scale * LOG2_E;
+                    dealt[attend::place_of(shape.dtype, i)] = *to;
                 }
-                let queries = Queries { scaled, group };
+                let queries = Queries { scaled, dealt, group };
                 let limits = Limits {
                     tokens,
                     sink: step.sink as usize,

@@ -16,57 +16,62 @@ pub(super) fn scores<L: Lanes, F: Format, const D: usize>(
     queries: &[[f32; D]],
     keys: &[[u16; D]; BLOCK],
     ahead: &[[u16; D]],
-    mut to: impl FnMut(usize, [f32; BLOCK]),
+    scores: &mut [[f32; BLOCK]],
 ) {
-    let mut lanes = [[[0.0f32; 16]; BLOCK]; 4];
     let (mut first, mut ahead) = (0, ahead);
     while first < queries.len() {
-        let queries = &queries[first..];
-        let heads = match queries.len() {
-            4.. if L::WIDE => dots::<L, F, D, 4, 4>(queries, keys, ahead, &mut lanes),
-            2.. if L::WIDE => dots::<L, F, D, 4, 2>(queries, keys, ahead, &mut lanes),
-            2.. => dots::<L, F, D, 2, 2>(queries, keys, ahead, &mut lanes),
-            _ => dots::<L, F, D, 4, 1>(queries, keys, ahead, &mut lanes),
+        let (queries, scores) = (&queries[first..], &mut scores[first..]);
+        first += match queries.len() {
+            4.. if L::WIDE => dots::<L, F, D, 4, 4>(queries, keys, ahead, scores),
+            2.. if L::WIDE => dots::<L, F, D, 8, 2>(queries, keys, ahead, scores),
+            _ if L::WIDE => dots::<L, F, D, 16, 1>(queries, keys, ahead, scores),
+            2.. => dots::<L, F, D, 2, 2>(queries, keys, ahead, scores),
+            _ => dots::<L, F, D, 4, 1>(queries, keys, ahead, scores),
         };
-        for (h, lanes) in lanes.iter().enumerate().take(heads) {
-            to(first + h, L::sums(lanes));
-        }
-        first += heads;
         ahead = &[];
     }
 }
 
-/// Lanes of the scores of T tokens at a time, for the first H queries; returns H.
+/// Scores of the first H queries, T tokens at a time; returns H.
 #[inline(always)]
 fn dots<L: Lanes, F: Format, const D: usize, const T: usize, const H: usize>(
     queries: &[[f32; D]],
     keys: &[[u16; D]; BLOCK],
     ahead: &[[u16; D]],
-    lanes: &mut [[[f32; 16]; BLOCK]; 4],
+    scores: &mut [[f32; BLOCK]],
 ) -> usize {
-    let queries = &queries[..H];
-    for first in (0..BLOCK).step_by(T) {
-        let mut sums = [[L::V::splat(0.0); H]; T];
-        for row in ahead.iter().skip(first).take(T) {
-            L::prefetch(row);
-        }
-        for c in (0..D).step_by(WIDENED) {
-            let mut q = [[L::V::splat(0.0); 2]; H];
-            for h in 0..H {
-                let [low, high] = two(&queries[h], c);
-                q[h] = [L::V::load(low), L::V::load(high)];
+    let (queries, scores) = (&queries[..H], &mut scores[..H]);
+    // Tokens whose sums over lanes are made together: as many as give 16.
+    let together = BLOCK / H;
+    for start in (0..BLOCK).step_by(together) {
+        let mut lanes = [L::V::splat(0.0); BLOCK];
+        for first in (0..together).step_by(T) {
+            let mut sums = [[L::V::splat(0.0); H]; T];
+            for row in ahead.iter().skip(start + first).take(T) {
+                L::prefetch(row);
+            }
+            for c in (0..D).step_by(WIDENED) {
+                let mut q = [[L::V::splat(0.0); 2]; H];
+                for h in 0..H {
+                    let [low, high] = two(&queries[h], c);
+                    q[h] = [L::V::load(low), L::V::load(high)];
+                }
+                for t in 0..T {
+                    let [low, high] = widened::<L, F, D>(&keys[start + first + t], c);
+                    for h in 0..H {
+                        sums[t][h] = q[h][1].fma(high, q[h][0].fma(low, sums[t][h]));
+                    }
+                }
             }
             for t in 0..T {
-                let [low, high] = widened::<L, F, D>(&keys[first + t], c);
                 for h in 0..H {
-                    sums[t][h] = q[h][1].fma(high, q[h][0].fma(low, sums[t][h]));
+                    lanes[h * together + first + t] = sums[t][h];
                 }
             }
         }
-        for t in 0..T {
-            for h in 0..H {
-                sums[t][h].store(&mut lanes[h][first + t]);
-            }
+        let sums = L::V::sums(&lanes);
+        for h in 0..H {
+            scores[h][start..start + together].copy_from_slice(&sums[h * together..][..together]);
         }
     }
     H

@@ -6,7 +6,9 @@
 //!
 //! Trap: the types of x86 may be used only inside the copies that `per_isa` makes for their level.
 
+use super::lanes::{Lanes, Portable};
 use crate::element::Format;
+use kernels_gpu::numeric;
 
 /// Elements that [`Vector::widen`] takes at a time.
 pub(crate) const WIDENED: usize = 32;
@@ -28,6 +30,40 @@ pub(crate) trait Vector: Copy {
     fn store(self, to: &mut [f32; 16]);
     /// `self * b + c`, rounded once.
     fn fma(self, b: Self, c: Self) -> Self;
+    /// `self + b`.
+    fn add(self, b: Self) -> Self;
+    /// `self * b`.
+    fn mul(self, b: Self) -> Self;
+    /// The larger ones; `b` where a lane of `self` is NaN.
+    fn max(self, b: Self) -> Self;
+    /// The smaller ones; `b` where a lane of `self` is NaN.
+    fn min(self, b: Self) -> Self;
+    /// [`numeric::exp2`] of the lanes: its loop becomes vector code by itself.
+    #[inline(always)]
+    fn exp2(self) -> Self {
+        let mut x = [0.0; 16];
+        self.store(&mut x);
+        for x in &mut x {
+            *x = numeric::exp2(*x);
+        }
+        Self::load(&x)
+    }
+    /// Sum of the lanes, pairwise at distance 8, 4, 2, 1.
+    #[inline(always)]
+    fn sum<L: Lanes>(self) -> f32 {
+        let mut x = [0.0; 16];
+        self.store(&mut x);
+        L::sum(x)
+    }
+    /// Largest of the lanes, none of which is NaN.
+    #[inline(always)]
+    fn largest<L: Lanes>(self) -> f32 {
+        let mut x = [0.0; 16];
+        self.store(&mut x);
+        L::max(x)
+    }
+    /// The sums over the lanes of 16 vectors, each pairwise at distance 8, 4, 2, 1.
+    fn sums(x: &[Self; 16]) -> [f32; 16];
     /// The exact values of 32 elements, dealt to two vectors as [`place`] says.
     fn widen<F: Format>(bits: &[u16; WIDENED]) -> [Self; 2];
 }
@@ -51,9 +87,46 @@ impl Vector for [f32; 16] {
     #[inline(always)]
     fn fma(self, b: Self, mut c: Self) -> Self {
         for l in 0..16 {
-            c[l] = kernels_gpu::numeric::fma(self[l], b[l], c[l]);
+            c[l] = numeric::fma(self[l], b[l], c[l]);
         }
         c
+    }
+
+    #[inline(always)]
+    fn add(mut self, b: Self) -> Self {
+        for l in 0..16 {
+            self[l] += b[l];
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn mul(mut self, b: Self) -> Self {
+        for l in 0..16 {
+            self[l] *= b[l];
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn max(mut self, b: Self) -> Self {
+        for l in 0..16 {
+            self[l] = if self[l] > b[l] { self[l] } else { b[l] };
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn min(mut self, b: Self) -> Self {
+        for l in 0..16 {
+            self[l] = if self[l] < b[l] { self[l] } else { b[l] };
+        }
+        self
+    }
+
+    #[inline(always)]
+    fn sums(x: &[Self; 16]) -> [f32; 16] {
+        Portable::sums(x)
     }
 
     #[inline(always)]
@@ -69,6 +142,7 @@ impl Vector for [f32; 16] {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::super::lanes::x86::{fold, store_f32};
     use super::{Vector, WIDENED};
     use crate::element::Format;
     use std::arch::x86_64::*;
@@ -99,6 +173,42 @@ mod x86 {
         fn fma(self, b: Self, c: Self) -> Self {
             // SAFETY: the type's promise.
             unsafe { [_mm256_fmadd_ps(self[0], b[0], c[0]), _mm256_fmadd_ps(self[1], b[1], c[1])] }
+        }
+
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { [_mm256_add_ps(self[0], b[0]), _mm256_add_ps(self[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { [_mm256_mul_ps(self[0], b[0]), _mm256_mul_ps(self[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { [_mm256_max_ps(self[0], b[0]), _mm256_max_ps(self[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { [_mm256_min_ps(self[0], b[0]), _mm256_min_ps(self[1], b[1])] }
+        }
+
+        #[inline(always)]
+        fn sums(x: &[Self; 16]) -> [f32; 16] {
+            // SAFETY: the type's promise.
+            unsafe {
+                let mut halves = [_mm256_setzero_ps(); 16];
+                for (half, x) in halves.iter_mut().zip(x) {
+                    *half = _mm256_add_ps(x[0], x[1]);
+                }
+                store_f32(fold(halves, |a, b| _mm256_add_ps(a, b)))
+            }
         }
 
         #[inline(always)]
@@ -144,6 +254,65 @@ mod x86 {
         fn fma(self, b: Self, c: Self) -> Self {
             // SAFETY: the type's promise.
             unsafe { _mm512_fmadd_ps(self, b, c) }
+        }
+
+        #[inline(always)]
+        fn add(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { _mm512_add_ps(self, b) }
+        }
+
+        #[inline(always)]
+        fn mul(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { _mm512_mul_ps(self, b) }
+        }
+
+        #[inline(always)]
+        fn max(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { _mm512_max_ps(self, b) }
+        }
+
+        #[inline(always)]
+        fn min(self, b: Self) -> Self {
+            // SAFETY: the type's promise.
+            unsafe { _mm512_min_ps(self, b) }
+        }
+
+        #[inline(always)]
+        fn sums(x: &[Self; 16]) -> [f32; 16] {
+            // SAFETY: the type's promise; the store is of the array.
+            unsafe {
+                // Each step halves the vectors. Quads of lanes by source: i, i, i + 4, i + 4 ..
+                let mut eight = [_mm512_setzero_ps(); 8];
+                for i in 0..8 {
+                    let (a, b) = (x[i % 4 + i / 4 * 8], x[i % 4 + i / 4 * 8 + 4]);
+                    let low = _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b);
+                    let high = _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b);
+                    eight[i] = _mm512_add_ps(low, high);
+                }
+                // .. i, i + 4, i + 8, i + 12 ..
+                let mut four = [_mm512_setzero_ps(); 4];
+                for i in 0..4 {
+                    let (a, b) = (eight[i], eight[i + 4]);
+                    let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+                    let high = _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+                    four[i] = _mm512_add_ps(low, high);
+                }
+                // .. and within a quad the four of them.
+                let two = |a, b| {
+                    let (a, b) = (_mm512_castps_pd(a), _mm512_castps_pd(b));
+                    let low = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+                    _mm512_add_ps(low, _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)))
+                };
+                let (a, b) = (two(four[0], four[1]), two(four[2], four[3]));
+                let even = _mm512_shuffle_ps::<0b10_00_10_00>(a, b);
+                let odd = _mm512_shuffle_ps::<0b11_01_11_01>(a, b);
+                let mut sums = [0.0; 16];
+                _mm512_add_ps(even, odd).store(&mut sums);
+                sums
+            }
         }
 
         #[inline(always)]
