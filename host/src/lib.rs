@@ -36,6 +36,7 @@ pub mod reference;
 pub mod residency;
 pub mod store;
 pub mod telemetry;
+pub mod timeline;
 pub mod traces;
 
 mod budget;

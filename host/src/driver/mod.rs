@@ -6,6 +6,7 @@
 
 mod emulated;
 mod gpu;
+pub mod stream;
 
 // Elsewhere the same names say why there is no GPU, so that callers need no cfg of their own.
 #[cfg(all(feature = "cuda", target_os = "linux"))]
@@ -14,8 +15,9 @@ pub mod cuda;
 #[path = "without_cuda.rs"]
 pub mod cuda;
 
-pub use emulated::{Counters, Emulated, EmulatedOptions};
+pub use emulated::{Costs, Counters, Emulated, EmulatedOptions, Hazard, Order, StreamOptions};
 pub use gpu::{Gpu, Unavailable};
+pub use stream::{EventId, GraphId, StreamCounters, StreamId, Streams};
 
 use psa_codegen::{ArgValue, ContractError, DeviceLimits, Launch, Region};
 
@@ -75,6 +77,22 @@ pub enum DriverError {
         /// The device.
         device: String,
         /// The error, and what was queued when it showed.
+        detail: String,
+    },
+    /// Two streams, or a stream and the host, touch the same bytes and nothing orders them.
+    #[error("{hazards} hazard(s), the first: {first}")]
+    Hazard {
+        /// Hazards found.
+        hazards: usize,
+        /// The first one.
+        first: String,
+    },
+    /// A stream, event or graph that is not this driver's, or that nothing can complete.
+    #[error("{what} cannot be used: {detail}")]
+    Handle {
+        /// Its kind and number.
+        what: String,
+        /// Why.
         detail: String,
     },
     /// The PTX does not load.
@@ -166,6 +184,11 @@ pub trait Driver: Send {
     fn time_copy(&mut self, bytes: usize, how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
         let _ = (bytes, how);
         Ok(None)
+    }
+
+    /// Its streams and events, where it has them.
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        None
     }
 
     /// What the device counted since it was made, where it counts.

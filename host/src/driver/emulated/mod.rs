@@ -1,12 +1,22 @@
 //! The emulated driver: the shipped PTX on the CPU, by `ptx-emulator`, with its checkers on.
 //!
-//! It executes and checks; it does not time. A finding of a checker is an error of the launch, so that
-//! nothing computed by a faulty kernel is ever used.
+//! It executes and checks. A finding of a checker is an error of the launch, so that nothing computed by a faulty kernel
+//! is ever used. Its streams run in an order that a seed or a declared cost model chooses ([`Order`]); it does not
+//! measure time, and the times of its timelines are those of the model.
+
+mod costs;
+mod hazards;
+mod queues;
+mod streams;
 
 use psa_codegen::{DeviceLimits, Launch};
-use ptx_emulator::{Arg, Checks, Device, DevicePtr, LaunchConfig, Module, Options};
+use ptx_emulator::{Checks, Device, DevicePtr, Module, Options};
 
-use super::{Driver, DriverError, describe};
+use super::{Driver, DriverError, Streams};
+pub use costs::Costs;
+pub use hazards::Hazard;
+use queues::Queues;
+pub use queues::{Order, StreamOptions};
 
 /// How the emulated device runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +49,7 @@ pub struct Emulated {
     device: Device,
     module: Module,
     counters: Counters,
+    queues: Queues,
 }
 
 impl Emulated {
@@ -59,7 +70,16 @@ impl Emulated {
             .map_err(|e| DriverError::Module { device: NAME.into(), detail: e.to_string() })?;
         let checks = if options.checks { Checks::all() } else { Checks::none() };
         let device = Device::new(Options { seed: options.seed, checks, ..Options::default() });
-        Ok(Emulated { device, module, counters: Counters::default() })
+        let queues = Queues::new(StreamOptions::default());
+        Ok(Emulated { device, module, counters: Counters::default(), queues })
+    }
+
+    /// The same with options for streams; accesses are watched for hazards from the start.
+    #[must_use]
+    pub fn with_streams(mut self, options: StreamOptions) -> Self {
+        self.queues = Queues::new(options);
+        self.queues.watched = true;
+        self
     }
 }
 
@@ -71,25 +91,25 @@ impl Driver for Emulated {
     }
 
     fn alloc(&mut self, bytes: usize, what: &str) -> Result<u64, DriverError> {
-        self.device.alloc(bytes.max(1) as u64, what).map(|p| p.0).map_err(|e| DriverError::OutOfMemory {
-            bytes,
-            what: what.into(),
-            device: NAME.into(),
-            detail: e.to_string(),
-        })
+        self.queues.counters.allocations += 1;
+        let address = self.device.alloc(bytes.max(1) as u64, what).map(|p| p.0).map_err(|e| {
+            DriverError::OutOfMemory { bytes, what: what.into(), device: NAME.into(), detail: e.to_string() }
+        })?;
+        self.queues.allocations.insert(address, (bytes.max(1), what.into()));
+        Ok(address)
     }
 
     fn free(&mut self, address: u64) -> Result<(), DriverError> {
+        self.freed(address);
         self.device.free(DevicePtr(address)).map_err(|e| memory("free", address, 0, &e))
     }
 
     fn upload(&mut self, address: u64, data: &[u8]) -> Result<(), DriverError> {
-        self.device.copy_to(DevicePtr(address), data).map_err(|e| memory("upload", address, data.len(), &e))
+        self.upload_now(address, data)
     }
 
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
-        let bytes = data.len();
-        self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
+        self.download_now(address, data)
     }
 
     fn limits(&self) -> DeviceLimits {
@@ -97,25 +117,11 @@ impl Driver for Emulated {
     }
 
     fn launch(&mut self, launch: &Launch) -> Result<(), DriverError> {
-        launch.check(&self.limits())?;
-        let args: Vec<Arg> = launch.args.iter().map(|arg| Arg::Bytes(arg.bytes())).collect();
-        let config =
-            LaunchConfig { grid: launch.grid, block: launch.block, shared_bytes: launch.shared_bytes };
-        let report = self
-            .device
-            .launch(&self.module, launch.kernel.name, config, &args)
-            .map_err(|e| DriverError::Launch { launch: describe(launch), detail: e.to_string() })?;
-        if let Some(first) = report.findings.first() {
-            return Err(DriverError::Check {
-                launch: describe(launch),
-                findings: report.findings.len(),
-                first: first.to_string(),
-            });
-        }
-        self.counters.launches += 1;
-        self.counters.lane_instructions += report.counters.lane_instructions;
-        self.counters.global_bytes_read += report.counters.global_bytes_read;
-        Ok(())
+        self.launch_now(launch)
+    }
+
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        Some(self)
     }
 
     fn counters(&self) -> Option<Counters> {
