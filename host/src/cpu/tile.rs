@@ -52,26 +52,26 @@ fn dots<L: Lanes, F: Format, const D: usize, const T: usize, const H: usize>(
             }
             for c in (0..D).step_by(WIDENED) {
                 let mut q = [[L::V::splat(0.0); 2]; H];
-                for h in 0..H {
-                    let [low, high] = two(&queries[h], c);
-                    q[h] = [L::V::load(low), L::V::load(high)];
+                for (q, query) in q.iter_mut().zip(queries) {
+                    let [low, high] = two(query, c);
+                    *q = [L::V::load(low), L::V::load(high)];
                 }
-                for t in 0..T {
+                for (t, sums) in sums.iter_mut().enumerate() {
                     let [low, high] = widened::<L, F, D>(&keys[start + first + t], c);
-                    for h in 0..H {
-                        sums[t][h] = q[h][1].fma(high, q[h][0].fma(low, sums[t][h]));
+                    for (sum, q) in sums.iter_mut().zip(&q) {
+                        *sum = q[1].fma(high, q[0].fma(low, *sum));
                     }
                 }
             }
-            for t in 0..T {
-                for h in 0..H {
-                    lanes[h * together + first + t] = sums[t][h];
+            for (t, sums) in sums.iter().enumerate() {
+                for (h, sum) in sums.iter().enumerate() {
+                    lanes[h * together + first + t] = *sum;
                 }
             }
         }
         let sums = L::V::sums(&lanes);
-        for h in 0..H {
-            scores[h][start..start + together].copy_from_slice(&sums[h * together..][..together]);
+        for (h, scores) in scores.iter_mut().enumerate() {
+            scores[start..start + together].copy_from_slice(&sums[h * together..][..together]);
         }
     }
     H
@@ -112,10 +112,10 @@ fn add<L: Lanes, F: Format, const D: usize, const W: usize, const H: usize>(
     for pass in 0..passes {
         let c = pass * WIDENED * W;
         let mut sums = [[[L::V::splat(0.0); 2]; W]; H];
-        for h in 0..H {
-            for w in 0..W {
-                let [low, high] = two(&outputs[h], c + w * WIDENED);
-                sums[h][w] = [L::V::load(low), L::V::load(high)];
+        for (sums, output) in sums.iter_mut().zip(&*outputs) {
+            for (w, sum) in sums.iter_mut().enumerate() {
+                let [low, high] = two(output, c + w * WIDENED);
+                *sum = [L::V::load(low), L::V::load(high)];
             }
         }
         for t in 0..BLOCK {
@@ -126,22 +126,21 @@ fn add<L: Lanes, F: Format, const D: usize, const W: usize, const H: usize>(
                 L::prefetch(row);
             }
             let mut wide = [[L::V::splat(0.0); 2]; W];
-            for w in 0..W {
-                wide[w] = widened::<L, F, D>(&values[t], c + w * WIDENED);
+            for (w, wide) in wide.iter_mut().enumerate() {
+                *wide = widened::<L, F, D>(&values[t], c + w * WIDENED);
             }
-            for h in 0..H {
-                let weight = L::V::splat(weights[h][t]);
-                for w in 0..W {
-                    sums[h][w] =
-                        [weight.fma(wide[w][0], sums[h][w][0]), weight.fma(wide[w][1], sums[h][w][1])];
+            for (sums, weights) in sums.iter_mut().zip(weights) {
+                let weight = L::V::splat(weights[t]);
+                for (sum, wide) in sums.iter_mut().zip(&wide) {
+                    *sum = [weight.fma(wide[0], sum[0]), weight.fma(wide[1], sum[1])];
                 }
             }
         }
-        for h in 0..H {
-            for w in 0..W {
-                let (to, _) = outputs[h][c + w * WIDENED..][..WIDENED].as_chunks_mut::<16>();
-                sums[h][w][0].store(&mut to[0]);
-                sums[h][w][1].store(&mut to[1]);
+        for (sums, output) in sums.iter().zip(&mut *outputs) {
+            for (w, sum) in sums.iter().enumerate() {
+                let (to, _) = output[c + w * WIDENED..][..WIDENED].as_chunks_mut::<16>();
+                sum[0].store(&mut to[0]);
+                sum[1].store(&mut to[1]);
             }
         }
     }
