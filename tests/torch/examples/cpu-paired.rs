@@ -49,7 +49,7 @@ fn torch(workload: &Workload) -> Vec<Subject> {
                 policy: "dense".into(),
                 bytes: 2 * width * k.numel() as u64,
                 step: Box::new(move || {
-                    black_box(Tensor::scaled_dot_product_attention(
+                    drop(black_box(Tensor::scaled_dot_product_attention(
                         &q,
                         &k,
                         &v,
@@ -58,7 +58,7 @@ fn torch(workload: &Workload) -> Vec<Subject> {
                         false,
                         Some(scale),
                         gqa,
-                    ));
+                    )));
                 }),
             });
         }
