@@ -141,6 +141,15 @@ pub(super) fn place_of(dtype: Dtype, c: usize) -> usize {
     }
 }
 
+/// Queries with their channels by [`place_of`].
+pub(super) fn deal(dtype: Dtype, scaled: &[f32]) -> [f32; MAX_GROUP * 128] {
+    let mut dealt = [0.0; MAX_GROUP * 128];
+    for (i, &x) in scaled.iter().enumerate() {
+        dealt[place_of(dtype, i)] = x;
+    }
+    dealt
+}
+
 /// A block's rows; zeros for tokens that are not there.
 #[inline(always)]
 fn whole<'a, const D: usize>(
