@@ -6,6 +6,7 @@
 mod backend;
 mod bench_report;
 mod calibration;
+mod cpu_report;
 mod error;
 mod eval;
 pub mod figure;
@@ -82,7 +83,7 @@ enum Command {
     ServeBench(model::Forwarded),
     /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
     PoolStudy(pool_study::PoolStudyArgs),
-    /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
+    /// Draw the timings of a GPU run or of the CPU bench: time by length beside the limit; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
     Info(info::InfoArgs),
