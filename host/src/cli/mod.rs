@@ -13,6 +13,7 @@ mod info;
 mod lengths;
 mod matched;
 mod options;
+mod pipeline_bench;
 mod pool_study;
 mod progress;
 mod record;
@@ -69,6 +70,8 @@ enum Command {
     Record(record::RecordArgs),
     /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
     PoolStudy(pool_study::PoolStudyArgs),
+    /// Decode steps with a host tier, serial, pipelined and resident: waits, hidden fetches, modelled time; table and picture
+    PipelineBench(pipeline_bench::PipelineBenchArgs),
     /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Lengths(args) => lengths::run(&args),
         Command::Record(args) => record::run(&args),
         Command::PoolStudy(args) => pool_study::run(&args),
+        Command::PipelineBench(args) => pipeline_bench::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };
