@@ -25,8 +25,8 @@ use crate::demo::bundled;
 #[command(
     after_help = "Examples:\n  psa pipeline-bench\n  psa pipeline-bench --capacity 0.5 --steps 8 --json\n  psa pipeline-bench --trace \
     step.json --out step.svg\n\n\
-    The cases of a psa-traces-v1 file are the rows of a small model: 2 KV heads a layer, as many layers as there are cases\n\
-    for. modelled_us: a step, by the declared costs of an H100 on PCIe 5; nothing is timed. miss_rate: blocks that were not\n\
+    The cases of a psa-traces-v1 file are the rows of a small model: 4 KV heads a layer, as many layers as there are cases\n\
+    for. modelled_us: a step, by the declared costs of the device; nothing is timed. miss_rate: blocks that were not\n\
     on the device when the last step ended, by blocks read. hidden_fraction: the share of the time of fetches during which\n\
     the compute stream computed. host_syncs_per_step does not count the read of the step's results.\n\n\
     Exit code 1 where the pipelined step is slower than the serial one, a resident one waits, or bits differ."
@@ -38,7 +38,7 @@ pub struct PipelineBenchArgs {
     /// Policy that selects the blocks
     #[arg(long, value_name = "POLICY", default_value = "progressive:0.95")]
     policy: Policy,
-    /// Slots on the device as a share of all blocks; may be repeated [default: 0.45, 0.55, 0.7]
+    /// Slots on the device as a share of all blocks; may be repeated [default: 0.35, 0.4, 0.5]
     #[arg(long, value_name = "SHARE", value_parser = parse_share)]
     capacity: Vec<f64>,
     /// Steps that are counted, after as many that fill the device
@@ -53,6 +53,12 @@ pub struct PipelineBenchArgs {
     /// Time of the model's own work in a layer, in microseconds: weights of an 8B model (436 MB a layer)
     #[arg(long, value_name = "US", default_value_t = 156.0)]
     model_us: f64,
+    /// Whose costs: h100 (PCIe 5), gh200 (the same with NVLink-C2C to the host)
+    #[arg(long, value_name = "MODEL", default_value = "h100", value_parser = parse_device)]
+    device: Costs,
+    /// Blocks of a chunk of fetches
+    #[arg(long, value_name = "BLOCKS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: u32,
     /// Ranks below the stop that are fetched ahead
     #[arg(long, value_name = "RANKS", default_value_t = PipelineConfig::default().ahead)]
     ahead: usize,
@@ -77,6 +83,14 @@ fn parse_share(text: &str) -> Result<f64, String> {
     }
 }
 
+fn parse_device(text: &str) -> Result<Costs, String> {
+    match text {
+        "h100" => Ok(Costs::H100),
+        "gh200" => Ok(Costs::GH200),
+        _ => Err("use h100 or gh200".into()),
+    }
+}
+
 /// A scheme's record.
 #[derive(Clone, Debug, Serialize)]
 struct Record {
@@ -98,7 +112,7 @@ struct Record {
     same_bits: bool,
 }
 
-const KV_HEADS: usize = 2;
+const KV_HEADS: usize = 4;
 
 /// The rows of the small model and what happens in its steps.
 struct Story<'a> {
@@ -151,7 +165,7 @@ struct Outcome {
 
 fn costs(args: &PipelineBenchArgs, story: &Story<'_>) -> Costs {
     let own = KV_HEADS * story.shape.head_dim * args.tokens;
-    Costs::H100.scaled(args.scale.unwrap_or(8.0 * 128.0 * 32768.0 / own as f64))
+    args.device.scaled(args.scale.unwrap_or(8.0 * 128.0 * 32768.0 / own as f64))
 }
 
 fn run_scheme(
@@ -176,6 +190,7 @@ fn run_scheme(
         device_slots: slots,
         scheme,
         ahead: args.ahead,
+        chunk: args.chunk as usize,
         ..Default::default()
     };
     let options = StreamOptions { order: Order::Timed, costs: costs(args, story), leave_out: None };
@@ -303,7 +318,7 @@ pub fn run(args: &PipelineBenchArgs) -> Result<Verdict, CliError> {
         None => bundled()?,
     };
     let story = story(args, &traces)?;
-    let capacities = if args.capacity.is_empty() { vec![0.45, 0.55, 0.7] } else { args.capacity.clone() };
+    let capacities = if args.capacity.is_empty() { vec![0.35, 0.4, 0.5] } else { args.capacity.clone() };
     progress.say("resident");
     let resident = run_scheme(args, &story, None, Scheme::Pipelined)?;
     let mut records = vec![resident.record.clone()];
@@ -349,7 +364,7 @@ pub fn run(args: &PipelineBenchArgs) -> Result<Verdict, CliError> {
         writeln!(
             out,
             "Model: times are by the declared costs of {} (nothing is timed); a byte stands for {:.0}; {} us of other work \
-             a layer, {} layers",
+             a layer, {} layers of {KV_HEADS} KV heads",
             model.name, model.scale, args.model_us, story.shape.layers
         )?;
         write!(out, "{}", table(&records))?;
@@ -394,7 +409,7 @@ fn story<'a>(args: &PipelineBenchArgs, traces: &'a Traces) -> Result<Story<'a>, 
     if layers == 0 || !matches!(first.k, Elements::F16(_)) {
         return Err(refuse(
             format!("{} cases of one geometry", cases.len()),
-            "pipeline-bench takes f16 traces with at least 2 cases of the same group, length and head_dim",
+            "pipeline-bench takes f16 traces with at least 4 cases of the same group, length and head_dim",
         ));
     }
     let steps = 2 * args.steps as usize;
