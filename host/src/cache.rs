@@ -28,7 +28,7 @@ pub struct CacheConfig {
     pub capacity: Capacity,
     /// Most sequences at a time.
     pub max_sequences: usize,
-    /// Most tokens of a sequence; none for as many as the capacity and the kernels (131,072) allow.
+    /// Most tokens of a sequence; none for as many as the capacity and the kernels (1,048,576) allow.
     pub max_tokens: Option<usize>,
     /// What blocks are ranked by.
     pub mirror: Mirror,
@@ -117,7 +117,7 @@ impl KvCache {
         let longest = MAX_BLOCKS * BLOCK;
         let max_tokens = config.max_tokens.unwrap_or((slots / rows * BLOCK).min(longest));
         if max_tokens == 0 || max_tokens > longest {
-            return config_error(format!("max_tokens = {max_tokens}"), "use 1 to 131072");
+            return config_error(format!("max_tokens = {max_tokens}"), "use 1 to 1048576");
         }
         let entries = config.max_sequences * rows * blocks(max_tokens).next_multiple_of(format.blocks());
         if entries > 1 << 30 {

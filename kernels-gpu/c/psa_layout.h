@@ -11,7 +11,9 @@
 #define PSA_BLOCK 16u           /* tokens of a block: the unit of selection, a page of the cache */
 #define PSA_QUANT_GROUP 64u     /* tokens of a mirror page */
 #define PSA_BLOCKS_PER_GROUP 4u /* blocks of a mirror page */
-#define PSA_MAX_BLOCKS 8192u    /* longest context, in blocks */
+#define PSA_MAX_BLOCKS 65536u   /* longest context, in blocks */
+#define PSA_RUN 8192u           /* most blocks that one CTA ranks; beyond, `plan_*` in place of `plan` */
+#define PSA_MAX_RUNS 8u         /* runs of the longest context */
 #define PSA_MAX_GROUP 8u        /* most query heads of a KV head */
 #define PSA_MAX_SPLITS 64u      /* most splits of a (sequence, KV head) */
 #define PSA_BLOCKS_PER_SPLIT 16u
@@ -34,7 +36,7 @@ static inline uint32_t psa_score_grid_x(uint32_t tokens) {
     return psa_div_ceil(psa_div_ceil(tokens, PSA_QUANT_GROUP), 4u);
 }
 
-/* The plan kernel, by its N, that holds a row of `blocks` blocks: 512, 2048 or 8192. */
+/* The plan kernel, by its N, that holds a row of `blocks` blocks, at most PSA_RUN: 512, 2048 or 8192. */
 static inline uint32_t psa_plan_capacity(uint32_t blocks) {
     return blocks <= 512u ? 512u : blocks <= 2048u ? 2048u : 8192u;
 }

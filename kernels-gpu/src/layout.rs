@@ -17,8 +17,8 @@ pub const BLOCK: usize = 16;
 pub const QUANT_GROUP: usize = 64;
 /// Blocks of a quantisation group.
 pub const BLOCKS_PER_GROUP: usize = QUANT_GROUP / BLOCK;
-/// Longest context in blocks: `plan` sorts a whole row in one CTA's shared memory (64 KiB of keys).
-pub const MAX_BLOCKS: usize = 8192;
+/// Longest context in blocks, 1,048,576 tokens. Sums of masses fit: 2^16 blocks of 30 bits times a target of 16.
+pub const MAX_BLOCKS: usize = 65_536;
 /// Most query heads that share one KV head.
 pub const MAX_GROUP: usize = 8;
 /// Most splits of one (sequence, KV head).
@@ -133,9 +133,29 @@ pub const fn forced(b: usize, tokens: usize, sink: usize, recent: usize) -> bool
     b < sink || b + recent >= blocks(tokens) || b >= full_groups(tokens) * BLOCKS_PER_GROUP
 }
 
+/// Number of [`forced`] blocks.
+#[inline(always)]
+pub const fn forced_blocks(tokens: usize, sink: usize, recent: usize) -> usize {
+    let blocks = blocks(tokens);
+    let recent = blocks.saturating_sub(recent);
+    let open = full_groups(tokens) * BLOCKS_PER_GROUP;
+    let last = if recent < open { recent } else { open };
+    if sink >= last { blocks } else { sink + blocks - last }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forced_blocks_are_counted_as_they_are_told() {
+        for tokens in 0..300 {
+            for (sink, recent) in [(0, 0), (1, 2), (0, 7), (5, 0), (400, 1), (1, 400)] {
+                let told = (0..blocks(tokens)).filter(|&b| forced(b, tokens, sink, recent)).count();
+                assert_eq!(forced_blocks(tokens, sink, recent), told, "{tokens} tokens, {sink}, {recent}");
+            }
+        }
+    }
 
     #[test]
     fn mirror_page_is_the_promised_share_of_the_bytes() {

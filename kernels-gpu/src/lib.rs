@@ -3,7 +3,7 @@
 //! the road.
 //!
 //! [`mod@stop`] is the rule by which merge stops. On the device the kernels share `row` (the paged cache), `pages`
-//! (a plan as a warp meets it), `softmax`, `stream` (a warp over its pages, on tensor cores) and `parts` (warps and
+//! (a plan as a warp meets it), `ranking`, `softmax`, `stream` (a warp over its pages, on tensor cores) and `parts` (warps and
 //! splits combined): they know of attention, and stand on `cuda_std::tile` and `cuda_std::pipeline`, which do not.
 //!
 //! Built for `nvptx64`, this crate is the PTX in `ptx/psa_kernels.ptx` (`cargo xtask build-ptx`). Built
@@ -24,6 +24,8 @@ pub mod pages;
 #[cfg(target_arch = "nvptx64")]
 pub mod parts;
 #[cfg(target_arch = "nvptx64")]
+pub mod ranking;
+#[cfg(target_arch = "nvptx64")]
 pub mod row;
 #[cfg(target_arch = "nvptx64")]
 pub mod softmax;
@@ -37,6 +39,7 @@ pub mod gather;
 pub mod histogram;
 pub mod merge;
 pub mod plan;
+pub mod plan_long;
 pub mod score;
 
 #[cfg(not(target_arch = "nvptx64"))]

@@ -5,6 +5,7 @@
 //! in a real model and policies have something to select.
 
 pub mod mutate;
+pub mod plans;
 pub mod scenes;
 pub mod seeds;
 

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use half::{bf16, f16};
 use kernels_gpu::layout::{BLOCK, MAX_SPLITS, slot_elements};
+use psa::device::plans::{in_one, in_passes};
 use psa::driver::{Driver, DriverError};
 use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, KvCache, Mirror, Policy, Shape};
 use psa_codegen::{DeviceLimits, Launch, LaunchError, Region, SpecType};
@@ -17,6 +18,7 @@ use ptx_emulator::{
     Arg, Device as Machine, DevicePtr, Error as PtxError, LaunchConfig, Module, Options, Report,
 };
 
+use crate::plans::MadeUpPlan;
 use crate::{Rng, Workload};
 
 /// One launch in its surroundings.
@@ -269,39 +271,35 @@ pub fn record_gather(module: &Module) -> Result<Vec<Scene>, DriverError> {
     Ok(std::mem::take(&mut *scenes))
 }
 
-/// `plan` over made-up estimates: `rows` of blocks in a batch, two query heads.
+/// `plan` over made-up masses, two query heads: in one launch, or in passes.
 ///
 /// # Errors
 /// [`DriverError`], a finding of a checker included.
-pub fn record_plan(module: &Module, rows: &[usize], target: u32) -> Result<Vec<Scene>, DriverError> {
-    const GROUP: usize = 2;
+pub fn record_plan(
+    module: &Module,
+    rows: &[usize],
+    target: f32,
+    passes: bool,
+) -> Result<Vec<Scene>, DriverError> {
     let scenes = Arc::new(Mutex::new(Vec::new()));
-    let mut r = Recorder::new(&format!("plan of {rows:?} blocks, target {target}"), module, &scenes);
+    let how = if passes { " in passes" } else { "" };
+    let mut r = Recorder::new(&format!("plan of {rows:?} blocks, target {target}{how}"), module, &scenes);
     let most = rows.iter().copied().max().unwrap_or(1);
-    let width = most.next_multiple_of(4);
-    let mut rng = Rng(most as u64);
-    let log_mass: Vec<f32> = (0..rows.len() * GROUP * width).map(|_| 3.0 * rng.normal()).collect();
-    let lens: Vec<u32> = rows.iter().map(|&n| (n * BLOCK) as u32 - 3).collect();
-    let budget: Vec<u32> = rows.iter().map(|&n| n as u32 * 3 / 4).collect();
-    let n = rows.len();
-    let args = kernels_gpu::plan::plan::Args {
-        log_mass: r.put(&log_mass, "log_mass")?.input(),
-        lens: r.put(&lens, "lens")?.input(),
-        budget: r.put(&budget, "budget")?.input(),
-        order: r.region(4 * n * width, "order")?.output(),
-        count: r.region(4 * n, "count")?.output(),
-        peak: r.region(4 * n * GROUP, "peak")?.output(),
-        rest: r.region(8 * n * GROUP, "rest")?.output(),
+    let plan = MadeUpPlan {
+        tokens: rows.iter().map(|&n| n * BLOCK - 3).collect(),
+        group: 2,
         target,
-        sink: 1,
-        recent: 2,
-        kv_heads: 1,
-        group: GROUP as u32,
-        max_blocks: width as u32,
+        budget: most as u32 * 3 / 4,
+        seed: most as u64,
     };
-    let capacity = kernels_gpu::plan::capacity(most);
-    let launch = kernels_gpu::plan::plan::launch(capacity, [1, n as u32, 1], args).map_err(no_instance)?;
-    r.launch(&launch)?;
+    let p = plan.place(&mut r)?;
+    let launches = match passes {
+        true => in_passes(p.shape, &p.batch, &p.addresses, p.goal),
+        false => in_one(&r.limits(), p.shape, &p.batch, &p.addresses, p.goal).map(|launch| vec![launch]),
+    };
+    for launch in launches.map_err(no_instance)? {
+        r.launch(&launch)?;
+    }
     let mut scenes = scenes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     Ok(std::mem::take(&mut *scenes))
 }
@@ -468,15 +466,17 @@ pub fn steps(extent: Extent) -> Vec<Step> {
 /// [`SceneError`]: the unchanged kernels fail.
 pub fn record(module: &Module, extent: Extent) -> Result<Vec<Scene>, SceneError> {
     let mut scenes = record_gather(module)?;
-    let half = 1 << (kernels_gpu::numeric::TARGET_BITS - 1);
-    scenes.extend(record_plan(module, &[300, 1], half)?);
-    scenes.extend(record_plan(module, &[40], 0)?);
+    scenes.extend(record_plan(module, &[300, 1], 0.5, false)?);
+    scenes.extend(record_plan(module, &[40], 0.0, false)?);
+    scenes.extend(record_plan(module, &[300, 1], 0.5, true)?);
+    scenes.extend(record_plan(module, &[4], 0.0, true)?);
     scenes.extend(record_histogram(module)?);
     scenes.extend(record_long_attend(module, bf16::from_f32, 64, 3)?);
     scenes.extend(record_long_attend(module, f16::from_f32, 128, 1)?);
     if extent == Extent::Every {
-        scenes.extend(record_plan(module, &[600], half)?);
-        scenes.extend(record_plan(module, &[2100], half)?);
+        scenes.extend(record_plan(module, &[600], 0.5, false)?);
+        scenes.extend(record_plan(module, &[2100], 0.5, false)?);
+        scenes.extend(record_plan(module, &[8300, 70], 0.5, true)?);
     }
     for step in steps(extent) {
         scenes.extend(step.record(module)?);

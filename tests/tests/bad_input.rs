@@ -63,8 +63,11 @@ fn shapes_and_configurations_are_refused_with_what_is_supported() {
             ),
             (CacheConfig { max_sequences: 0, ..plain }, ["max_sequences = 0", "use 1 to 65536"]),
             (CacheConfig { max_sequences: 65_537, ..plain }, ["max_sequences = 65537", "use 1 to 65536"]),
-            (CacheConfig { max_tokens: Some(0), ..plain }, ["max_tokens = 0", "use 1 to 131072"]),
-            (CacheConfig { max_tokens: Some(131_073), ..plain }, ["max_tokens = 131073", "use 1 to 131072"]),
+            (CacheConfig { max_tokens: Some(0), ..plain }, ["max_tokens = 0", "use 1 to 1048576"]),
+            (
+                CacheConfig { max_tokens: Some(1_048_577), ..plain },
+                ["max_tokens = 1048577", "use 1 to 1048576"],
+            ),
             (
                 CacheConfig { max_tokens: Some(131_072), max_sequences: 65_536, ..plain },
                 ["block table of 2147483648 entries", "at most 2^30"],

@@ -79,6 +79,13 @@ fn a_long_context_agrees() {
 }
 
 #[test]
+fn a_context_longer_than_one_cta_sorts_agrees() {
+    // 8,200 blocks, the last of three tokens; beside it a short one, planned by the same launches.
+    let workload = Workload::random(shape(1, 1, 64, Dtype::Bf16), &[16 * 8199 + 3, 200], 21);
+    compare(&workload, Mirror::Bits2, Policy::Progressive { mass: 0.9 });
+}
+
+#[test]
 fn every_specialisation_agrees_on_a_batch_of_unequal_lengths() {
     for dtype in [Dtype::F16, Dtype::Bf16] {
         for head_dim in [64, 128] {

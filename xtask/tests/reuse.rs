@@ -173,6 +173,8 @@ fn the_header_is_c99_and_cplusplus_and_agrees_with_the_layouts_in_rust() {
     same("PSA_QUANT_GROUP", layout::QUANT_GROUP);
     same("PSA_BLOCKS_PER_GROUP", layout::BLOCKS_PER_GROUP);
     same("PSA_MAX_BLOCKS", layout::MAX_BLOCKS);
+    same("PSA_RUN", kernels_gpu::plan::RUN);
+    same("PSA_MAX_RUNS", kernels_gpu::plan_long::MAX_RUNS);
     same("PSA_MAX_GROUP", layout::MAX_GROUP);
     same("PSA_MAX_SPLITS", layout::MAX_SPLITS);
     same("PSA_BLOCKS_PER_SPLIT", layout::BLOCKS_PER_SPLIT);

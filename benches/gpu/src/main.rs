@@ -120,8 +120,8 @@ impl Common {
 
 fn parse_tokens(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
-        Ok(n) if (64..=131_072).contains(&n) && n % 64 == 0 => Ok(n),
-        _ => Err("use a multiple of 64, from 64 to 131072".into()),
+        Ok(n) if (64..=1_048_576).contains(&n) && n % 64 == 0 => Ok(n),
+        _ => Err("use a multiple of 64, from 64 to 1048576".into()),
     }
 }
 

@@ -9,6 +9,7 @@ use kernels_gpu::layout::{BLOCK, MirrorKind, splits};
 use kernels_gpu::{append, attend, gather, merge, plan, score};
 use psa_codegen::{DeviceLimits, Hint, In, Launch, LaunchError, Region, SpecType};
 
+use super::plans::{self, PlanAddresses, PlanGoal, PlanScratch, PlanShape};
 use crate::{Dtype, Shape};
 
 /// Memory of a cache on a device, and what places a layer in it.
@@ -46,7 +47,7 @@ pub struct BatchAddresses {
 }
 
 impl BatchAddresses {
-    fn lens(&self) -> In<u32> {
+    pub(super) fn lens(&self) -> In<u32> {
         self.lens.with_largest(self.max_tokens as u64).input()
     }
 }
@@ -62,6 +63,8 @@ pub struct StepAddresses {
     pub count: Region,
     pub peak: Region,
     pub rest: Region,
+    /// Of `plan`, where a sequence is longer than one CTA sorts.
+    pub plan_scratch: PlanScratch,
     pub partial: Region,
     pub partial_ml: Region,
     pub out: Region,
@@ -153,8 +156,8 @@ pub fn append(
     }))
 }
 
-/// The launches of one decode step of one layer, in order: score, plan, attend, merge (the identity
-/// plan needs no score).
+/// The launches of one decode step of one layer, in order: score, plan (one launch, or six where a sequence is longer
+/// than one CTA sorts), attend, merge (the identity plan needs no score).
 ///
 /// # Errors
 /// [`LaunchError`] for a shape that the kernels were not compiled for, and for memory that is too small for it.
@@ -170,12 +173,12 @@ pub fn decode(
         let stages = Stages::<T> { cache, batch, addresses, layer, scale, element: std::marker::PhantomData };
         match step {
             Step::Identity => Ok(vec![stages.plan_identity()?, stages.attend()?, stages.merge(0.0)?]),
-            Step::Ranked { target, mass, sink, recent } => Ok(vec![
-                stages.score()?,
-                stages.plan(target, sink, recent)?,
-                stages.attend()?,
-                stages.merge(mass)?,
-            ]),
+            Step::Ranked { target, mass, sink, recent } => {
+                let mut launches = vec![stages.score()?];
+                launches.extend(stages.plan(PlanGoal { target, sink, recent })?);
+                launches.extend([stages.attend()?, stages.merge(mass)?]);
+                Ok(launches)
+            }
         }
     })
 }
@@ -255,28 +258,23 @@ impl<T: SpecType> Stages<'_, T> {
         })
     }
 
-    fn plan(&self, target: u32, sink: usize, recent: usize) -> Result<Launch, LaunchError> {
-        let (cache, batch, a, s) = (self.cache, self.batch, self.addresses, &self.cache.shape);
-        let shape = plan::plan::Shape { blocks: batch.max_tokens.div_ceil(BLOCK) };
-        let choice = plan::plan::select(shape, &cache.limits, Hint::None)?;
-        Ok(choice.launch(
-            self.rows(),
-            plan::plan::Args {
-                log_mass: a.log_mass.input(),
-                lens: batch.lens(),
-                budget: a.budget.input(),
-                order: a.order.output(),
-                count: a.count.output(),
-                peak: a.peak.output(),
-                rest: a.rest.output(),
-                target,
-                sink: sink as u32,
-                recent: recent as u32,
-                kv_heads: s.kv_heads as u32,
-                group: s.group() as u32,
-                max_blocks: cache.max_blocks as u32,
-            },
-        )?)
+    fn plan(&self, goal: PlanGoal) -> Result<Vec<Launch>, LaunchError> {
+        let (cache, a) = (self.cache, self.addresses);
+        let shape = PlanShape {
+            kv_heads: cache.shape.kv_heads,
+            group: cache.shape.group(),
+            max_blocks: cache.max_blocks,
+        };
+        let addresses = PlanAddresses {
+            log_mass: a.log_mass,
+            budget: a.budget,
+            order: a.order,
+            count: a.count,
+            peak: a.peak,
+            rest: a.rest,
+            scratch: a.plan_scratch,
+        };
+        plans::ranked(&cache.limits, shape, self.batch, &addresses, goal)
     }
 
     fn plan_identity(&self) -> Result<Launch, LaunchError> {

@@ -6,6 +6,7 @@
 //! and merge waits for it.
 
 pub mod launches;
+pub mod plans;
 
 use kernels_gpu::append::groups_touched;
 use kernels_gpu::layout::{BLOCK, full_groups, key_offset, slot_elements, splits, value_offset};
@@ -17,6 +18,7 @@ use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use crate::pool::{TableChange, Tables};
 use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
+use plans::PlanScratch;
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -86,6 +88,9 @@ struct Scratch {
     count: Buffer,
     peak: Buffer,
     rest: Buffer,
+    keys: Buffer,
+    run_peak: Buffer,
+    run_mass: Buffer,
     partial: Buffer,
     partial_ml: Buffer,
     out: Buffer,
@@ -196,7 +201,15 @@ impl Kernels {
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
         let (d, s) = (self.driver.as_mut(), &mut self.scratch);
+        let [keys, run_peak, run_mass] =
+            PlanScratch::bytes(rows, shape.group(), self.cache.max_blocks, batch.max_tokens);
+        let plan_scratch = PlanScratch {
+            keys: s.keys.reserve(d, keys, "keys")?,
+            run_peak: s.run_peak.reserve(d, run_peak, "run_peak")?,
+            run_mass: s.run_mass.reserve(d, run_mass, "run_mass")?,
+        };
         let a = StepAddresses {
+            plan_scratch,
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
             budget: s.budget.reserve(d, 4 * batch.batch, "budget")?,
             log_mass: s.log_mass.reserve(d, 4 * heads * self.cache.max_blocks, "log_mass")?,
@@ -337,6 +350,9 @@ impl Drop for Kernels {
             s.count,
             s.peak,
             s.rest,
+            s.keys,
+            s.run_peak,
+            s.run_mass,
             s.partial,
             s.partial_ml,
             s.out,

@@ -286,8 +286,8 @@ fn every_kind_of_damage_is_an_error_that_names_it() {
         ),
         (
             "a context beyond the limit",
-            |r| r.replace("case0.k", "F16", &[131_073, 64], vec![0; 131_073 * 64 * 2]),
-            &["context 131073", "up to 131072 tokens"],
+            |r| r.replace("case0.k", "F16", &[1_048_577, 64], vec![0; 1_048_577 * 64 * 2]),
+            &["context 1048577", "up to 1048576 tokens"],
         ),
         (
             "NaN in the keys",

@@ -11,9 +11,11 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use psa::device::plans::in_passes;
 use psa::driver::{Driver, DriverError};
 use psa::{Device, Dtype, Mirror, Policy, Shape};
 use psa_codegen::{DeviceLimits, Launch, RawLaunch, Region};
+use psa_tests::plans::MadeUpPlan;
 use psa_tests::{Workload, run};
 use ptx_emulator::{Arg, Checks, Counters, DevicePtr, LaunchConfig, Module, Options};
 
@@ -164,6 +166,15 @@ fn histogram(driver: &mut Counting) -> Result<(), DriverError> {
     driver.launch(&launch)
 }
 
+/// The passes of long rows over two short ones, since no small step makes them.
+fn passes(driver: &mut Counting) -> Result<(), DriverError> {
+    let plan = MadeUpPlan { tokens: vec![640, 40], group: 2, target: 0.5, budget: u32::MAX, seed: 1 };
+    let p = plan.place(driver)?;
+    let launches = in_passes(p.shape, &p.batch, &p.addresses, p.goal)
+        .map_err(|e| DriverError::Launch { launch: "plan in passes".into(), detail: e.to_string() })?;
+    launches.iter().try_for_each(|launch| driver.launch(launch))
+}
+
 fn count() -> Result<BTreeMap<&'static str, Counters>, String> {
     let record = Record::default();
     let device = {
@@ -176,7 +187,11 @@ fn count() -> Result<BTreeMap<&'static str, Counters>, String> {
         run(&device, &workload, mirror, policy).map_err(|e| e.to_string())?;
     }
     Counting::new(Arc::clone(&record))
-        .and_then(|mut driver| gather(&mut driver).and_then(|()| histogram(&mut driver)))
+        .and_then(|mut driver| {
+            gather(&mut driver)?;
+            histogram(&mut driver)?;
+            passes(&mut driver)
+        })
         .map_err(|e| e.to_string())?;
     let record = record.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let missing: Vec<&str> =

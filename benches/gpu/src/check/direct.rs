@@ -1,12 +1,14 @@
 //! Kernels launched one by one: `gather`, which no step launches, and every instance of `plan` over rows of
 //! made-up masses, where ties, infinities and full rows are more common than in a step.
 
+use kernels_gpu::gather;
 use kernels_gpu::histogram::{BINS, bin, histogram};
-use kernels_gpu::{gather, plan};
+use kernels_gpu::layout::MAX_BLOCKS;
+use psa::device::plans::ranked;
 use psa::driver::{Driver, DriverError};
-use psa::reference::plan::{Goal, Limits, plan as reference_plan};
 use psa_codegen::Region;
 use psa_tests::Rng;
+use psa_tests::plans::MadeUpPlan;
 
 use super::{Extent, Options, Verdict};
 use crate::target::{download, upload};
@@ -21,7 +23,7 @@ pub struct Case {
 enum What {
     Gather { ctas: u32, slots: usize, slot_bytes: usize },
     Histogram { heads: usize, blocks: usize },
-    Plan { capacity: usize, tokens: Vec<usize>, group: usize, target: f32, budget: u32, seed: u64 },
+    Plan(MadeUpPlan),
 }
 
 /// The cases of an extent.
@@ -38,7 +40,11 @@ pub fn all(options: &Options<'_>) -> Vec<Case> {
         let what = What::Histogram { heads, blocks };
         cases.push(Case { name: format!("histogram of {heads} heads of {blocks} blocks"), what });
     }
-    for capacity in [512usize, 2048, 8192] {
+    // The instances, and two rows that are planned in passes.
+    for capacity in [512usize, 2048, 8192, 20_000, MAX_BLOCKS] {
+        if options.extent == Extent::Smoke && capacity == MAX_BLOCKS {
+            continue;
+        }
         let all = 16 * capacity;
         let runs: &[(usize, f32, u32)] = match options.extent {
             Extent::Smoke => &[(all / 3, 0.9, u32::MAX)],
@@ -50,9 +56,8 @@ pub fn all(options: &Options<'_>) -> Vec<Case> {
         for (i, &(tokens, target, budget)) in runs.iter().enumerate() {
             let tokens = if options.extent == Extent::Full { vec![tokens, 17, 1] } else { vec![tokens] };
             let seed = options.seed + (capacity + i) as u64;
-            let name =
-                format!("plan of {tokens:?} tokens, target {target}, capacity {capacity}, seed {seed}");
-            let what = What::Plan { capacity, tokens, group: 1 + 2 * i, target, budget, seed };
+            let name = format!("plan of {tokens:?} tokens, target {target}, seed {seed}");
+            let what = What::Plan(MadeUpPlan { tokens, group: 1 + 2 * i, target, budget, seed });
             cases.push(Case { name, what });
         }
     }
@@ -68,10 +73,7 @@ impl Case {
                 run_gather(driver, &mut held, *ctas, *slots, *slot_bytes)
             }
             What::Histogram { heads, blocks } => run_histogram(driver, &mut held, *heads, *blocks),
-            What::Plan { capacity, tokens, group, target, budget, seed } => {
-                let masses = Masses { tokens, group: *group, seed: *seed };
-                run_plan(driver, &mut held, *capacity, &masses, *target, *budget)
-            }
+            What::Plan(plan) => run_plan(driver, &mut held, plan),
         };
         for region in held {
             driver.free(region.address()).map_err(text)?;
@@ -150,101 +152,12 @@ fn run_histogram(driver: &mut dyn Driver, held: &mut Vec<Region>, heads: usize, 
     }
 }
 
-/// Rows of estimated masses.
-struct Masses<'a> {
-    /// Of each batch entry.
-    tokens: &'a [usize],
-    /// Query heads.
-    group: usize,
-    seed: u64,
-}
-
-const SINK: usize = 1;
-const RECENT: usize = 2;
-
-impl Masses<'_> {
-    /// Log2 masses of one batch entry, `[group][max_blocks]`: clustered, with exact ties, some beyond any
-    /// difference that f32 can tell.
-    fn rows(&self, entry: usize, max_blocks: usize) -> Vec<Vec<f32>> {
-        let mut rng = Rng(self.seed.wrapping_mul(77) + entry as u64);
-        (0..self.group)
-            .map(|_| {
-                (0..max_blocks)
-                    .map(|_| match rng.below(16) {
-                        0 => -3.5,
-                        1 => -1e30,
-                        2 => 6.0 + rng.normal(),
-                        _ => -4.0 + 3.0 * rng.normal(),
-                    })
-                    .collect()
-            })
-            .collect()
+fn run_plan(driver: &mut dyn Driver, held: &mut Vec<Region>, plan: &MadeUpPlan) -> Verdict {
+    let placed = plan.place(driver).map_err(text)?;
+    held.extend(placed.regions());
+    let launches = ranked(&driver.limits(), placed.shape, &placed.batch, &placed.addresses, placed.goal);
+    for launch in launches.map_err(text)? {
+        driver.launch(&launch).map_err(text)?;
     }
-}
-
-fn run_plan(
-    driver: &mut dyn Driver,
-    held: &mut Vec<Region>,
-    capacity: usize,
-    masses: &Masses<'_>,
-    target: f32,
-    budget: u32,
-) -> Verdict {
-    let (batch, group, max_blocks) = (masses.tokens.len(), masses.group, capacity);
-    let rows: Vec<Vec<Vec<f32>>> = (0..batch).map(|b| masses.rows(b, max_blocks)).collect();
-    let flat: Vec<f32> = rows.iter().flatten().flatten().copied().collect();
-    let lens: Vec<u32> = masses.tokens.iter().map(|&n| n as u32).collect();
-    let target = kernels_gpu::numeric::fixed_target(target);
-    let mut put = |data: &[u8], what: &str| -> Result<Region, String> {
-        let region = upload(driver, data, what).map_err(text)?;
-        held.push(region);
-        Ok(region)
-    };
-    let log_mass = put(bytemuck::cast_slice(&flat), "log_mass")?;
-    let lens_at = put(bytemuck::cast_slice(&lens), "lens")?;
-    let budgets = put(bytemuck::cast_slice(&vec![budget; batch]), "budget")?;
-    let order = put(&vec![0xff; 4 * batch * max_blocks], "order")?;
-    let count = put(&vec![0xff; 4 * batch], "count")?;
-    let peak = put(&vec![0xff; 4 * batch * group], "peak")?;
-    let rest = put(&vec![0xff; 8 * batch * group], "rest")?;
-    let args = plan::plan::Args {
-        log_mass: log_mass.input(),
-        lens: lens_at.input(),
-        budget: budgets.input(),
-        order: order.output(),
-        count: count.output(),
-        peak: peak.output(),
-        rest: rest.output(),
-        target,
-        sink: SINK as u32,
-        recent: RECENT as u32,
-        kv_heads: 1,
-        group: group as u32,
-        max_blocks: max_blocks as u32,
-    };
-    let launch = plan::plan::launch(capacity, [1, batch as u32, 1], args).map_err(text)?;
-    driver.launch(&launch).map_err(text)?;
-    let order: Vec<u32> = download(driver, order, batch * max_blocks).map_err(text)?;
-    let count: Vec<u32> = download(driver, count, batch).map_err(text)?;
-    let peak: Vec<f32> = download(driver, peak, batch * group).map_err(text)?;
-    let rest: Vec<u64> = download(driver, rest, batch * group).map_err(text)?;
-    for (b, &tokens) in masses.tokens.iter().enumerate() {
-        let blocks = kernels_gpu::layout::blocks(tokens);
-        let heads: Vec<Vec<f32>> = rows[b].iter().map(|row| row[..blocks].to_vec()).collect();
-        let limits = Limits::new(tokens, SINK, RECENT);
-        let want = reference_plan(&heads, limits, Goal::of_target(target), budget);
-        let head = b * group..(b + 1) * group;
-        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-        let order = &order[b * max_blocks..][..blocks];
-        if let Some(rank) = want.order.iter().zip(order).position(|(a, b)| a != b) {
-            return Err(format!("entry {b}, rank {rank}: block {} for {}", order[rank], want.order[rank]));
-        }
-        if want.count as u32 != count[b] {
-            return Err(format!("entry {b}: count {} for {}", count[b], want.count));
-        }
-        if bits(&want.peak) != bits(&peak[head.clone()]) || want.rest != rest[head] {
-            return Err(format!("entry {b}: peak or rest differ"));
-        }
-    }
-    Ok(0.0)
+    plan.check(driver, &placed).map(|()| 0.0)
 }

@@ -9,6 +9,7 @@ use std::fmt;
 use kernels_gpu::layout::{BLOCK, BLOCKS_PER_GROUP, MAX_SPLITS, MirrorKind, QUANT_GROUP, blocks, splits};
 use kernels_gpu::numeric::fixed_target;
 use psa::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
+use psa::device::plans::PlanScratch;
 use psa::driver::Driver;
 use psa::{Dtype, Mirror, Shape};
 use psa_codegen::{Launch, Region};
@@ -224,7 +225,19 @@ impl Rig {
         };
         let whole = m.put(&vec![nb as u32; b], "budget")?;
         let tenth = m.put(&vec![nb.div_ceil(10) as u32; b], "budget")?;
+        let [keys, run_peak, run_mass] = PlanScratch::bytes(rows, setting.group, max_blocks, setting.tokens);
+        // No plan of a short row needs it.
+        let mut scratch = |bytes: usize, what| match bytes {
+            0 => Ok(Region::EMPTY),
+            bytes => m.alloc(bytes, what),
+        };
+        let plan_scratch = PlanScratch {
+            keys: scratch(keys, "keys")?,
+            run_peak: scratch(run_peak, "run_peak")?,
+            run_mass: scratch(run_mass, "run_mass")?,
+        };
         let step = StepAddresses {
+            plan_scratch,
             q: m.put(&template.queries(b, setting.group), "q")?,
             budget: whole,
             log_mass: m.alloc(4 * qh * max_blocks, "log_mass")?,
