@@ -176,6 +176,9 @@ pub struct DecodePlan {
     limits: Vec<BlockLimits>,
     budget: Vec<u32>,
     floor: Vec<u32>,
+    /// Targets of `plan` and `merge` in the layer at hand: `[KH]`.
+    target: Vec<u32>,
+    tested: Vec<f32>,
     lse: Vec<f32>,
     scale: f32,
     record: bool,
@@ -230,6 +233,8 @@ impl DecodePlan {
             seqs: cache.pool().indices(sequences)?,
             budget: vec![0; sequences.len()],
             floor: vec![0; sequences.len()],
+            target: Vec::with_capacity(shape.kv_heads),
+            tested: Vec::with_capacity(shape.kv_heads),
             lse: vec![0.0; sequences.len() * shape.q_heads],
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             record: false,
@@ -431,9 +436,10 @@ impl DecodePlan {
             _ => Ranking::Mirror,
         };
         let identity = ranking == Ranking::Identity;
-        let target: Vec<u32> =
-            policies.iter().map(|p| if identity { 0 } else { p.target(config.mirror) }).collect();
-        let mass: Vec<f32> = policies.iter().map(|p| if identity { 0.0 } else { p.tested_mass() }).collect();
+        self.target.clear();
+        self.target.extend(policies.iter().map(|p| if identity { 0 } else { p.target(config.mirror) }));
+        self.tested.clear();
+        self.tested.extend(policies.iter().map(|p| if identity { 0.0 } else { p.tested_mass() }));
         let step = DecodeStep {
             layer,
             seqs: &self.seqs,
@@ -444,8 +450,8 @@ impl DecodePlan {
             budget: &self.budget,
             floor: &self.floor,
             unit: config.unit / BLOCK,
-            target: &target,
-            mass: &mass,
+            target: &self.target,
+            mass: &self.tested,
             sink: config.forced.sink,
             recent: config.forced.recent,
         };

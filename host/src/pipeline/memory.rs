@@ -5,12 +5,13 @@
 //! usual form (`b * kv_heads + h = r`), so the bits are the same, and a launch over some rows is a launch over parts of
 //! the buffers.
 
-use kernels_gpu::layout::{MirrorKind, splits};
+use kernels_gpu::layout::{BLOCK, MirrorKind, splits};
 use psa_codegen::{DeviceLimits, Launch, LaunchError, Region};
 use std::ops::Range;
 
 use crate::Shape;
 use crate::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
+use crate::device::plans::PlanScratch;
 use crate::driver::{Driver, DriverError};
 
 /// Everything on the device.
@@ -43,6 +44,7 @@ pub(super) struct Memory {
     pub(super) count: Region,
     pub(super) peak: Region,
     pub(super) rest: Region,
+    pub(super) plan_scratch: PlanScratch,
     pub(super) partial: Region,
     pub(super) partial_ml: Region,
     /// `[layers, R * G, D]`, f32.
@@ -79,6 +81,16 @@ impl Memory {
         let (d, heads) = (model.head_dim, rows * group);
         let pages = layers * rows * max_blocks / 4;
         let limits = driver.limits();
+        let [keys, run_peak, run_mass] = PlanScratch::bytes(rows, group, max_blocks, BLOCK * max_blocks);
+        let mut scratch = |bytes: usize, what: &str| match bytes {
+            0 => Ok(Region::EMPTY),
+            bytes => driver.region(bytes, what),
+        };
+        let plan_scratch = PlanScratch {
+            keys: scratch(keys, "keys")?,
+            run_peak: scratch(run_peak, "run_peak")?,
+            run_mass: scratch(run_mass, "run_mass")?,
+        };
         let mut region = |bytes: usize, what: &str| driver.region(bytes, what);
         Ok(Memory {
             shape,
@@ -104,6 +116,7 @@ impl Memory {
             count: region(4 * rows, "count")?,
             peak: region(4 * heads, "peak")?,
             rest: region(8 * heads, "rest")?,
+            plan_scratch,
             partial: region(4 * heads * splits(max_blocks) * d, "partial")?,
             partial_ml: region(8 * heads * splits(max_blocks), "partial_ml")?,
             out: region(4 * layers * heads * d, "out")?,
@@ -114,7 +127,7 @@ impl Memory {
     }
 
     /// Every allocation.
-    pub(super) fn regions(&self) -> [Region; 22] {
+    pub(super) fn regions(&self) -> [Region; 24] {
         [
             self.arena,
             self.mirror,
@@ -137,7 +150,9 @@ impl Memory {
             self.lse,
             self.read,
             self.mass,
-            Region::EMPTY,
+            self.plan_scratch.keys,
+            self.plan_scratch.run_peak,
+            self.plan_scratch.run_mass,
         ]
     }
 
@@ -211,6 +226,8 @@ impl Memory {
             count: of(self.count, 4),
             peak: of(self.peak, 4 * group),
             rest: of(self.rest, 8 * group),
+            // Only `plan` uses it, which runs over all rows.
+            plan_scratch: self.plan_scratch,
             partial: of(self.partial, 4 * group * max_splits * d),
             partial_ml: of(self.partial_ml, 8 * group * max_splits),
             out: layered(self.out, 4 * group * d),

@@ -190,7 +190,10 @@ impl DecodePipeline {
             return refuse("a pipeline of 0 sequences".into(), "use at least 1");
         }
         if config.max_tokens == 0 || config.max_tokens > MAX_BLOCKS * BLOCK {
-            return refuse(format!("max_tokens = {}", config.max_tokens), "use 1 to 131072");
+            return refuse(
+                format!("max_tokens = {}", config.max_tokens),
+                &format!("use 1 to {}", MAX_BLOCKS * BLOCK),
+            );
         }
         if config.chunk == 0 || config.copy_run == 0 || config.gather_ctas == 0 {
             return refuse(
