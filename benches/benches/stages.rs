@@ -78,6 +78,7 @@ impl Stages {
             format: format(mirror),
             slots: pool.slots(),
             pages: pool.pages(),
+            hole: None,
             extents: pool.tables().extents,
         };
         let mut stages = Stages {

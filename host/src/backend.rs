@@ -7,7 +7,8 @@
 //!
 //! Dimension names are those of docs/kernels.md.
 
-use crate::pool::{TableChange, TableExtents, Tables};
+use crate::pool::{HostCopy, SlotCopy, TableChange, TableExtents, Tables};
+use crate::tier::HostTier;
 use crate::{Error, MirrorFormat, Rows, Shape};
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct BackendSpec {
     pub slots: usize,
     /// Pages of the mirror arena.
     pub pages: usize,
+    /// The slot, one of `slots`, that the tables name for blocks that are not on the device. It holds zeros.
+    pub hole: Option<u32>,
     /// Extents of the tables; a batch has at most `extents.sequences` rows.
     pub extents: TableExtents,
 }
@@ -114,6 +117,15 @@ pub struct DecodeRecord<'a> {
     pub log_mass: &'a mut [f32],
 }
 
+/// Where the selection of a decode step goes.
+#[derive(Debug)]
+pub struct Selection<'a> {
+    /// Blocks by rank `[B, KH, NB]`; a row's are the first `blocks(tokens)`.
+    pub order: &'a mut [u32],
+    /// Blocks that the plan reads: `[B, KH]`.
+    pub count: &'a mut [u32],
+}
+
 /// Something that stores and computes for one cache.
 pub trait Backend: Send {
     /// Name of the device, for people.
@@ -156,6 +168,73 @@ pub trait Backend: Send {
             device: self.name(),
             supported: "no way to copy slots to the host",
         })
+    }
+
+    /// Copies tokens from slot to slot; the copies name different targets, and no target is a source.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::Unsupported`] where it cannot.
+    fn copy_slots(&mut self, copies: &[SlotCopy]) -> Result<(), Error> {
+        let _ = copies;
+        Err(self.cannot("copy on write"))
+    }
+
+    /// Copies slots to the host tier, behind everything done so far. What lies beyond a copy's tokens was never written.
+    ///
+    /// # Errors
+    /// As [`Backend::copy_slots`].
+    fn save(&mut self, copies: &[HostCopy], tier: &mut HostTier) -> Result<(), Error> {
+        let _ = (copies, tier);
+        Err(self.cannot("a host tier"))
+    }
+
+    /// Copies from the host tier to slots, before everything that is to come.
+    ///
+    /// # Errors
+    /// As [`Backend::copy_slots`].
+    fn load(&mut self, copies: &[HostCopy], tier: &HostTier) -> Result<(), Error> {
+        let _ = (copies, tier);
+        Err(self.cannot("a host tier"))
+    }
+
+    /// score and plan alone, for a [`Ranking`] that has them. It reads the mirror, and of the arena the open groups
+    /// only.
+    ///
+    /// # Errors
+    /// As [`Backend::copy_slots`].
+    fn select(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        selection: &mut Selection<'_>,
+    ) -> Result<(), Error> {
+        let _ = (tables, step, selection);
+        Err(self.cannot("a host tier"))
+    }
+
+    /// The step that was last selected, to its end: attend and merge. With `again` the planned blocks are those of the
+    /// last such call, and only what merge tops up has changed.
+    ///
+    /// # Errors
+    /// As [`Backend::decode`].
+    fn finish(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        again: bool,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), Error> {
+        let _ = again;
+        self.decode(tables, step, result)
+    }
+
+    /// The error of a backend that lacks `what`.
+    fn cannot(&self, what: &str) -> Error {
+        Error::Unsupported {
+            what: what.into(),
+            device: self.name(),
+            supported: "sequences that share nothing, all on the device",
+        }
     }
 
     /// True where everything works: any ranking, unit, floor, page format, and targets by KV head. Others know

@@ -4,10 +4,19 @@
 //! attention in a layer sees the tokens appended to *that* layer. [`KvCache::len`] is what all layers have;
 //! a caller that appends the same tokens to every layer never needs the others.
 //!
-//! Every call either does all it says or leaves the cache as it was.
+//! Every call either does all it says or leaves the cache as it was: the same sequences with the same tokens. Where
+//! their blocks are, on the device or in the host tier, may change.
+
+mod offload;
+mod rebuild;
+mod sequences;
+
+pub use rebuild::{Rebuilt, Shortened};
 
 use crate::backend::{AppendStep, Backend, BackendSpec};
 use crate::pool::{Pool, TableExtents};
+use crate::residency::{Clock, DECAY, Frequency, Lru, Residency};
+use crate::tier::HostTier;
 use crate::{Device, Error, Forced, Mirror, MirrorFormat, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, MAX_BLOCKS, QUANT_GROUP, blocks};
 use std::fmt;
@@ -21,11 +30,29 @@ pub enum Capacity {
     Bytes(usize),
 }
 
+/// Which block leaves the device when a slot is needed; only blocks that are in the host tier may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Eviction {
+    /// The one read least, where a read counts for less the older it is ([`Frequency`]): the best of them in
+    /// docs/memory.md.
+    #[default]
+    Frequency,
+    /// The one not read for the longest time ([`Lru`]).
+    Lru,
+    /// An approximation of it ([`Clock`]).
+    Clock,
+}
+
 /// What a cache is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheConfig {
-    /// Size of the pool.
+    /// Size of the pool on the device.
     pub capacity: Capacity,
+    /// Size of the host tier, which then holds a copy of all that the cache holds: the device needs room only for what
+    /// steps read. None: everything is on the device.
+    pub host: Option<Capacity>,
+    /// What leaves the device where there is a host tier.
+    pub eviction: Eviction,
     /// Most sequences at a time.
     pub max_sequences: usize,
     /// Most tokens of a sequence; none for as many as the capacity and the kernels (1,048,576) allow.
@@ -47,6 +74,8 @@ impl Default for CacheConfig {
     fn default() -> Self {
         CacheConfig {
             capacity: Capacity::Tokens(8192),
+            host: None,
+            eviction: Eviction::default(),
             max_sequences: 16,
             max_tokens: None,
             mirror: Mirror::Bits2,
@@ -69,6 +98,27 @@ pub struct PoolUse {
     pub pages: usize,
     /// Free mirror pages.
     pub free_pages: usize,
+    /// Blocks that the cache has room for, on the device or off it: as many as slots, or as the host tier holds.
+    pub blocks: usize,
+    /// Free blocks, those that are reserved included.
+    pub free_blocks: usize,
+    /// Blocks that are reserved for the growth of sequences ([`KvCache::reserve`]).
+    pub reserved_blocks: usize,
+}
+
+/// What went between the device and the host tier since the cache was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Blocks that were read in decode steps, once for each row of the tables and step.
+    pub reads: u64,
+    /// Blocks fetched from the host tier.
+    pub fetched: u64,
+    /// Blocks saved to the host tier.
+    pub saved: u64,
+    /// Copies on write.
+    pub copied: u64,
+    /// Steps of a layer that merge had to finish again, because what it topped up was not on the device.
+    pub repeats: u64,
 }
 
 /// A paged KV cache on a device.
@@ -76,6 +126,10 @@ pub struct KvCache {
     shape: Shape,
     config: CacheConfig,
     pool: Pool,
+    tier: Option<HostTier>,
+    traffic: Traffic,
+    /// Layer of the last decode step: a lower one begins a new step.
+    last_layer: usize,
     pub(crate) backend: Box<dyn Backend>,
 }
 
@@ -93,7 +147,7 @@ impl KvCache {
                 remedy: "use 16, 32 or 64".into(),
             });
         }
-        let slots = slots(&shape, &config, format)?;
+        let (slots, blocks_in_all) = sizes(&shape, &config, format)?;
         let rows = shape.layers * shape.kv_heads;
         let config_error = |what: String, remedy: &str| Err(Error::Config { what, remedy: remedy.into() });
         if slots < rows {
@@ -105,9 +159,15 @@ impl KvCache {
                 "give it more capacity",
             );
         }
-        if slots > u32::MAX as usize / 2 {
+        if blocks_in_all < slots {
             return config_error(
-                format!("{:?} is {slots} slots", config.capacity),
+                format!("a host tier for {blocks_in_all} blocks behind {slots} slots"),
+                "it holds a copy of everything: give it at least the device's capacity",
+            );
+        }
+        if blocks_in_all > u32::MAX as usize / 2 {
+            return config_error(
+                format!("{:?} is {blocks_in_all} slots", config.host.unwrap_or(config.capacity)),
                 "at most 2^31 fit the tables",
             );
         }
@@ -115,7 +175,7 @@ impl KvCache {
             return config_error(format!("max_sequences = {}", config.max_sequences), "use 1 to 65536");
         }
         let longest = MAX_BLOCKS * BLOCK;
-        let max_tokens = config.max_tokens.unwrap_or((slots / rows * BLOCK).min(longest));
+        let max_tokens = config.max_tokens.unwrap_or((blocks_in_all / rows * BLOCK).min(longest));
         if max_tokens == 0 || max_tokens > longest {
             return config_error(format!("max_tokens = {max_tokens}"), "use 1 to 1048576");
         }
@@ -127,7 +187,7 @@ impl KvCache {
             );
         }
         let extents = TableExtents::with_group(&shape, config.max_sequences, max_tokens, format.blocks());
-        let spec = BackendSpec { shape, format, slots, pages: slots / format.blocks(), extents };
+        let spec = spec_of(&shape, &config, format, (slots, blocks_in_all), extents);
         // The arenas first: where they fit, the pool's lists do.
         let backend = device.backend(&spec)?;
         if config.unit != BLOCK && !backend.knows_everything() {
@@ -137,8 +197,15 @@ impl KvCache {
                 supported: "units of 16 tokens",
             });
         }
-        let pool = Pool::with_extents(slots, max_tokens, extents);
-        Ok(KvCache { shape, config, pool, backend })
+        let (pool, tier) = match config.host {
+            None => (Pool::with_extents(slots, max_tokens, extents), None),
+            Some(_) => {
+                let residency = residency(config.eviction, blocks_in_all);
+                let pool = Pool::with_host_tier(slots, blocks_in_all, max_tokens, extents, residency);
+                (pool, Some(HostTier::new(&shape, blocks_in_all)?))
+            }
+        };
+        Ok(KvCache { shape, config, pool, tier, traffic: Traffic::default(), last_layer: 0, backend })
     }
 
     /// Geometry.
@@ -173,7 +240,15 @@ impl KvCache {
             free_slots: self.pool.free_slots(),
             pages: self.pool.pages(),
             free_pages: self.pool.free_pages(),
+            blocks: self.pool.blocks(),
+            free_blocks: self.pool.free_blocks(),
+            reserved_blocks: self.pool.reserved_blocks(),
         }
+    }
+
+    /// What went between the device and the host tier so far.
+    pub fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Adds an empty sequence; it takes memory as it grows.
@@ -211,7 +286,9 @@ impl KvCache {
 
     /// Appends tokens to one layer of a sequence: a whole prompt, a part of one, or one token.
     ///
-    /// k, v: `[tokens, kv_heads, head_dim]`, of the cache's element type, k after its position encoding.
+    /// k, v: `[tokens, kv_heads, head_dim]`, of the cache's element type, k after its position encoding. With a host tier
+    /// a prompt that is longer than the device's part goes in pieces that fit: a call's tokens are on the device at its
+    /// end.
     ///
     /// # Errors
     /// Any mismatch, [`Error::NonFinite`], [`Error::ContextTooLong`], [`Error::PoolExhausted`], the device's.
@@ -268,27 +345,58 @@ impl KvCache {
         if total == 0 {
             return Ok(());
         }
+        for (&sequence, &index) in sequences.iter().zip(&seqs) {
+            self.check_resident(sequence, index as usize)?;
+        }
         let growth: Vec<(usize, usize)> = seqs.iter().zip(new).map(|(&s, &n)| (s as usize, n)).collect();
-        let reservation = self.pool.reserve(layer, &growth)?;
+        let written =
+            self.hold_open_groups(&seqs, layer).and_then(|()| self.append_held(layer, &seqs, &growth, k, v));
+        self.pool.end_of_use();
+        written
+    }
+
+    /// The append of checked arguments to sequences whose open groups are on the device.
+    fn append_held(
+        &mut self,
+        layer: usize,
+        seqs: &[u32],
+        growth: &[(usize, usize)],
+        k: Rows<'_>,
+        v: Rows<'_>,
+    ) -> Result<(), Error> {
+        let reservation = match self.pool.reserve(layer, growth) {
+            // Blocks that are complete may leave once they are saved.
+            Err(Error::PoolExhausted { .. }) if self.pool.waiting() > 0 => {
+                self.save_complete()?;
+                self.pool.reserve(layer, growth)?
+            }
+            reservation => reservation?,
+        };
         // In range: reserve has compared with max_tokens, which is far below 2^32.
         let lens: Vec<u32> = growth.iter().map(|&(s, n)| (self.pool.tokens(s, layer) + n) as u32).collect();
         let mut offsets = vec![0u32];
-        offsets.extend(new.iter().scan(0u32, |sum, &n| {
+        offsets.extend(growth.iter().scan(0u32, |sum, &(_, n)| {
             *sum += n as u32;
             Some(*sum)
         }));
-        let step = AppendStep { layer, seqs: &seqs, lens: &lens, offsets: &offsets, k, v };
-        let tables = self.pool.tables();
-        let written = match reservation.changes() {
+        let step = AppendStep { layer, seqs, lens: &lens, offsets: &offsets, k, v };
+        let copies = reservation.copies();
+        let written = match copies {
             [] => Ok(()),
-            changes => self.backend.tables_changed(tables, changes),
+            copies => self.backend.copy_slots(copies),
         }
-        .and_then(|()| self.backend.append(tables, &step));
+        .and_then(|()| self.tell_tables(seqs, layer))
+        .and_then(|()| self.backend.append(self.pool.tables(), &step));
         match written {
-            Ok(()) => self.pool.commit(reservation),
+            Ok(()) => {
+                self.traffic.copied += copies.len() as u64;
+                self.pool.commit(reservation);
+            }
             Err(_) => self.pool.roll_back(reservation),
         }
-        written
+        written?;
+        self.save_in_batches();
+        Ok(())
     }
 
     /// K and V of one KV head as the cache holds them, copied from the device: bit patterns `[tokens, head_dim]` of the
@@ -315,7 +423,17 @@ impl KvCache {
         let tables = self.pool.tables();
         let row = tables.extents.row(self.pool.index(sequence)?, layer, kv_head);
         let (mut k, mut v) = (vec![0; tokens * head_dim], vec![0; tokens * head_dim]);
-        self.backend.read_tokens(&tables.slots(row)[..blocks(tokens)], &mut k, &mut v)?;
+        let Some(tier) = &self.tier else {
+            self.backend.read_tokens(&tables.slots(row)[..blocks(tokens)], &mut k, &mut v)?;
+            return Ok((k, v));
+        };
+        let parts = k.chunks_mut(BLOCK * head_dim).zip(v.chunks_mut(BLOCK * head_dim));
+        for (block, (k, v)) in parts.enumerate() {
+            match self.pool.block_of(row, block) {
+                (_, Some(slot)) => self.backend.read_tokens(&[slot], k, v)?,
+                (home, None) => tier.read_tokens(home, k, v),
+            }
+        }
         Ok((k, v))
     }
 
@@ -323,9 +441,21 @@ impl KvCache {
         &self.pool
     }
 
-    /// The backend to compute with and the tables it needs.
-    pub(crate) fn backend_and_tables(&mut self) -> (&mut dyn Backend, &crate::pool::Tables) {
-        (&mut *self.backend, self.pool.tables())
+    /// Tells the device what is new in the tables of these sequences.
+    fn tell_tables(&mut self, seqs: &[u32], layer: usize) -> Result<(), Error> {
+        let changes = self.pool.untold(layer, seqs);
+        if !changes.is_empty() {
+            self.backend.tables_changed(self.pool.tables(), &changes)?;
+            self.pool.told(&changes);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_resident(&self, sequence: SequenceId, index: usize) -> Result<(), Error> {
+        match self.pool.is_swapped(index) {
+            true => Err(Error::SwappedOut { sequence: sequence.to_string() }),
+            false => Ok(()),
+        }
     }
 
     pub(crate) fn check_layer(&self, layer: usize) -> Result<(), Error> {
@@ -348,19 +478,58 @@ impl fmt::Debug for KvCache {
     }
 }
 
-/// Slots that the capacity amounts to.
-fn slots(shape: &Shape, config: &CacheConfig, format: MirrorFormat) -> Result<usize, Error> {
-    match config.capacity {
-        Capacity::Tokens(tokens) => {
-            blocks(tokens).checked_mul(shape.layers * shape.kv_heads).ok_or_else(|| Error::Config {
-                what: format!("capacity of {tokens} tokens"),
-                remedy: "it overflows; ask for less".into(),
-            })
-        }
-        Capacity::Bytes(bytes) => {
+/// Slots on the device, and blocks in all.
+fn sizes(shape: &Shape, config: &CacheConfig, format: MirrorFormat) -> Result<(usize, usize), Error> {
+    let of_tokens = |tokens: usize| {
+        blocks(tokens).checked_mul(shape.layers * shape.kv_heads).ok_or_else(|| Error::Config {
+            what: format!("capacity of {tokens} tokens"),
+            remedy: "it overflows; ask for less".into(),
+        })
+    };
+    let page_bytes = format.page_bytes(shape.head_dim);
+    let Some(host) = config.host else {
+        let slots = match config.capacity {
+            Capacity::Tokens(tokens) => of_tokens(tokens)?,
             // A page for every group of slots.
-            let group = format.blocks() * shape.slot_bytes() + format.page_bytes(shape.head_dim);
-            Ok(bytes / group * format.blocks())
+            Capacity::Bytes(bytes) => {
+                bytes / (format.blocks() * shape.slot_bytes() + page_bytes) * format.blocks()
+            }
+        };
+        return Ok((slots, slots));
+    };
+    let in_all = match host {
+        Capacity::Tokens(tokens) => of_tokens(tokens)?,
+        Capacity::Bytes(bytes) => bytes / shape.slot_bytes(),
+    };
+    let slots = match config.capacity {
+        Capacity::Tokens(tokens) => of_tokens(tokens)?,
+        // The pages of all blocks stay on the device, and so does the slot of zeros.
+        Capacity::Bytes(bytes) => {
+            let pages = in_all / format.blocks() * page_bytes;
+            (bytes.saturating_sub(pages) / shape.slot_bytes()).saturating_sub(1)
         }
+    };
+    Ok((slots, in_all))
+}
+
+/// What a device has to hold for a cache of so many slots and blocks.
+fn spec_of(
+    shape: &Shape,
+    config: &CacheConfig,
+    format: MirrorFormat,
+    (slots, blocks): (usize, usize),
+    extents: TableExtents,
+) -> BackendSpec {
+    let hole = config.host.map(|_| slots as u32);
+    let slots = slots + usize::from(hole.is_some());
+    BackendSpec { shape: *shape, format, slots, pages: blocks / format.blocks(), hole, extents }
+}
+
+/// A policy for so many blocks that evicts when it is asked to.
+fn residency(eviction: Eviction, blocks: usize) -> Box<dyn Residency> {
+    match eviction {
+        Eviction::Frequency => Box::new(Frequency::new(blocks, usize::MAX, DECAY)),
+        Eviction::Lru => Box::new(Lru::unified(blocks, usize::MAX)),
+        Eviction::Clock => Box::new(Clock::new(blocks, usize::MAX)),
     }
 }

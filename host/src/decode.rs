@@ -395,7 +395,7 @@ impl DecodePlan {
         }
         cache.check_layer(layer)?;
         for &sequence in &self.sequences {
-            cache.pool().index(sequence)?;
+            cache.check_resident(sequence, cache.pool().index(sequence)?)?;
         }
         let layout = || format!("[batch = {batch}, q_heads = {q_heads}, head_dim = {head_dim}]");
         let elements = batch * q_heads * head_dim;
@@ -465,8 +465,7 @@ impl DecodePlan {
                 .record
                 .then_some(DecodeRecord { order: &mut state.order, log_mass: &mut state.log_mass }),
         };
-        let (backend, tables) = cache.backend_and_tables();
-        backend.decode(tables, &step, &mut result)?;
+        cache.decode(&step, &mut result)?;
         state.done = true;
         state.identity = identity;
         Ok(())

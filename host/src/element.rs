@@ -66,6 +66,14 @@ impl<'a> Rows<'a> {
         }
     }
 
+    /// Some of the elements.
+    pub(crate) fn part(self, elements: std::ops::Range<usize>) -> Rows<'a> {
+        match self {
+            Rows::F16(x) => Rows::F16(&x[elements]),
+            Rows::Bf16(x) => Rows::Bf16(&x[elements]),
+        }
+    }
+
     fn first_non_finite(&self) -> Option<usize> {
         let exponent = match self.dtype() {
             Dtype::F16 => 0x7c00,

@@ -57,18 +57,40 @@ pub enum Error {
         /// Index of the first such element in the flat slice.
         index: usize,
     },
-    /// There are not enough free slots.
+    /// There are not enough free slots, or not enough blocks that may leave the device.
     #[error(
-        "the pool is exhausted: {needed} slots needed, {free} free; remove sequences (that would free up \
-         to {evictable}) or create the cache with more capacity"
+        "the pool is exhausted: {needed} slots needed, {free} free; remove sequences, or with a host tier swap them \
+         out (that would free up to {evictable}), or create the cache with more capacity"
     )]
     PoolExhausted {
         /// Slots that the call needs.
         needed: usize,
-        /// Slots that are free.
+        /// Slots that are free or can be made so, and are not reserved for others.
         free: usize,
         /// Slots held by sequences that the call does not concern.
         evictable: usize,
+    },
+    /// A sequence has fewer tokens than the call names.
+    #[error("{sequence} has {length} tokens, not {tokens}; name at most as many as KvCache::len gives")]
+    BeyondEnd {
+        /// The sequence.
+        sequence: String,
+        /// Tokens named.
+        tokens: usize,
+        /// Tokens there are.
+        length: usize,
+    },
+    /// The call moves blocks between the device and the host, and there is only the device.
+    #[error("{call} needs a host tier; create the cache with CacheConfig::host")]
+    NoHostTier {
+        /// The call.
+        call: &'static str,
+    },
+    /// The sequence is in the host tier only.
+    #[error("{sequence} is swapped out; call KvCache::swap_in first")]
+    SwappedOut {
+        /// The sequence.
+        sequence: String,
     },
     /// A sequence would grow beyond the longest context of the cache.
     #[error("the sequence would have {tokens} tokens, the limit is {limit} (CacheConfig::max_tokens)")]

@@ -22,6 +22,36 @@
 //! plain code, [`cpu`] the same fast. [`traces`] are recorded queries, keys and values of real models,
 //! [`eval`] replays them by any policy and says what was read and missed; [`telemetry`] counts what a running
 //! program reads, and audits a sample of it.
+//!
+//! # Threads
+//! A cache moves between threads, but one thread at a time uses it: every call takes `&mut`, and a shared reference stays
+//! on its thread, as a device's context may.
+//!
+//! ```compile_fail,E0277
+//! fn shared_between_threads<T: Sync>(_: &T) {}
+//! fn refused(cache: &psa::KvCache) {
+//!     shared_between_threads(cache); // `KvCache` cannot be shared between threads
+//! }
+//! ```
+//!
+//! ```compile_fail,E0499
+//! fn two_at_a_time(cache: &mut psa::KvCache, a: psa::SequenceId, b: psa::SequenceId) {
+//!     std::thread::scope(|scope| {
+//!         scope.spawn(|| cache.truncate(a, 0));
+//!         scope.spawn(|| cache.truncate(b, 0)); // one thread at a time
+//!     });
+//! }
+//! ```
+//!
+//! A plan is data: threads may read its report at the same time, but not while one attends.
+//!
+//! ```compile_fail,E0502
+//! fn read_while_attending(cache: &mut psa::KvCache, plan: &mut psa::DecodePlan, q: &[half::f16], out: &mut [f32]) {
+//!     let report = plan.heads(0);
+//!     plan.attend(cache, 0, q, out).unwrap(); // `report` still reads the plan
+//!     drop(report);
+//! }
+//! ```
 
 pub mod backend;
 pub mod certificate;
@@ -37,6 +67,7 @@ pub mod reference;
 pub mod residency;
 pub mod store;
 pub mod telemetry;
+pub mod tier;
 pub mod timeline;
 pub mod traces;
 
@@ -51,7 +82,7 @@ mod shape;
 
 pub use backend::Device;
 pub use budget::SharedBudget;
-pub use cache::{CacheConfig, Capacity, KvCache, PoolUse};
+pub use cache::{CacheConfig, Capacity, Eviction, KvCache, PoolUse, Rebuilt, Shortened, Traffic};
 pub use decode::{BlockLimits, DecodePlan, HeadRead, HeadReport, Path, Report};
 pub use element::{Rows, widen};
 pub use error::Error;

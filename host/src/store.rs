@@ -5,7 +5,8 @@
 //! length; go through its iterators.
 
 use crate::element::widen;
-use crate::pool::Tables;
+use crate::pool::{HostCopy, SlotCopy, Tables};
+use crate::tier::HostTier;
 use crate::{Dtype, Error, MirrorFormat, Shape};
 use kernels_gpu::layout::{BLOCK, blocks, key_offset, slot_elements, value_offset};
 
@@ -83,6 +84,35 @@ impl HostStore {
             let slot = &self.arena[slot as usize * slot_elements(d)..][..slot_elements(d)];
             k.copy_from_slice(&slot[key_offset(d, 0)..][..k.len()]);
             v.copy_from_slice(&slot[value_offset(d, 0)..][..v.len()]);
+        }
+    }
+
+    /// Copies tokens from slot to slot.
+    pub(crate) fn copy_slots(&mut self, copies: &[SlotCopy]) {
+        let d = self.shape.head_dim;
+        for copy in copies {
+            for offset in [key_offset(d, 0), value_offset(d, 0)] {
+                let from = copy.from as usize * slot_elements(d) + offset;
+                let to = copy.to as usize * slot_elements(d) + offset;
+                self.arena.copy_within(from..from + copy.tokens as usize * d, to);
+            }
+        }
+    }
+
+    /// Copies slots to the host tier.
+    pub(crate) fn save(&self, copies: &[HostCopy], tier: &mut HostTier) {
+        let elements = slot_elements(self.shape.head_dim);
+        for copy in copies {
+            tier.slot_mut(copy.home)
+                .copy_from_slice(&self.arena[copy.slot as usize * elements..][..elements]);
+        }
+    }
+
+    /// Copies from the host tier to slots.
+    pub(crate) fn load(&mut self, copies: &[HostCopy], tier: &HostTier) {
+        let elements = slot_elements(self.shape.head_dim);
+        for copy in copies {
+            self.arena[copy.slot as usize * elements..][..elements].copy_from_slice(tier.slot(copy.home));
         }
     }
 

@@ -17,14 +17,15 @@ mod score;
 
 pub use isa::Isa;
 
-use crate::Error;
-use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking, Selection};
 use crate::element::widen;
 use crate::estimator::{Estimator, estimator};
-use crate::pool::{TableChange, Tables};
+use crate::pool::{HostCopy, SlotCopy, TableChange, Tables};
 use crate::reference::plan::Limits;
 use crate::reference::truth;
 use crate::store::{HeadView, HostStore};
+use crate::tier::HostTier;
+use crate::{Dtype, Error};
 use kernels_gpu::layout::MAX_GROUP;
 use kernels_gpu::numeric::LOG2_E;
 use plan::Goal;
@@ -94,6 +95,77 @@ impl Cpu {
     }
 }
 
+/// What plans a row.
+#[derive(Clone, Copy)]
+struct Planner<'a> {
+    store: &'a HostStore,
+    estimator: &'a dyn Estimator,
+    isa: Isa,
+}
+
+/// A row's ranking: blocks by rank, what they were ranked by, and by how much bounds may be off.
+struct Ranked<'a> {
+    /// `[width]`
+    order: &'a mut [u32],
+    /// `[group, width]`
+    log_mass: &'a mut [f32],
+    /// `[group, width]`, empty where there are no bounds.
+    bound: &'a mut [f32],
+    width: usize,
+    rounding: &'a mut [f32; MAX_GROUP],
+}
+
+impl Planner<'_> {
+    /// score and plan for entry b and KV head h, with queries `q` `[group, head_dim]`; the plan and the mirror bytes read.
+    fn plan(
+        self,
+        step: &DecodeStep<'_>,
+        (b, h): (usize, usize),
+        view: &HeadView<'_>,
+        queries: Queries<'_>,
+        q: &[u16],
+        buffers: Ranked<'_>,
+    ) -> (plan::Planned, u32) {
+        let (tokens, group) = (view.tokens(), queries.group);
+        let limits = Limits {
+            tokens,
+            sink: step.sink as usize,
+            recent: step.recent as usize,
+            group: self.store.format.blocks(),
+            unit: step.unit,
+            floor: step.floor[b] as usize,
+        };
+        let Ranked { order, log_mass, bound, width, rounding } = buffers;
+        let mut metadata = 0;
+        let planned = match step.ranking {
+            Ranking::Identity => plan::identity(view.blocks(), order),
+            Ranking::Mirror => {
+                let scores = score::Scores { log_mass, width, bounds: None };
+                metadata = score::score(self.isa, view, self.estimator, queries, scores) as u32;
+                let log_mass = plan::LogMass { rows: log_mass, width, group };
+                plan::plan(self.isa, log_mass, limits, Goal::of_target(step.target[h]), step.budget[b], order)
+            }
+            Ranking::Bound => {
+                let bounds = Some((&mut *bound, &mut rounding[..]));
+                let scores = score::Scores { log_mass, width, bounds };
+                metadata = score::score(self.isa, view, self.estimator, queries, scores) as u32;
+                let estimate = plan::LogMass { rows: log_mass, width, group };
+                let bound = plan::LogMass { rows: bound, width, group };
+                let goal = Goal::Certain(step.target[h], estimate);
+                plan::plan(self.isa, bound, limits, goal, step.budget[b], order)
+            }
+            Ranking::TrueMass(mass) => {
+                let q: Vec<f32> = q.iter().map(|&x| widen(self.store.shape.dtype, x)).collect();
+                for (to, from) in log_mass.chunks_mut(width).zip(truth::log_masses(view, &q, step.scale)) {
+                    to[..from.len()].copy_from_slice(&from);
+                }
+                plan::Planned::from_reference(&truth::plan(view, &q, step.scale, limits, mass), order)
+            }
+        };
+        (planned, metadata)
+    }
+}
+
 impl Backend for Cpu {
     fn name(&self) -> String {
         "cpu".into()
@@ -124,7 +196,8 @@ impl Backend for Cpu {
         self.log_mass.resize(self.log_mass.len().max(rows * group * width), 0.0);
         let bounds = if step.ranking == Ranking::Bound { rows * group * width } else { 0 };
         self.bound.resize(self.bound.len().max(bounds), 0.0);
-        let (store, estimator, isa) = (&self.store, &*self.estimator, self.isa);
+        let (store, isa) = (&self.store, self.isa);
+        let ranking = Planner { store, estimator: &*self.estimator, isa };
         // Where no bounds are needed every row gets an empty part.
         let mut bound_rows: Vec<&mut [f32]> = match bounds {
             0 => (0..rows).map(|_| &mut [][..]).collect(),
@@ -148,57 +221,12 @@ impl Backend for Cpu {
                 let view = store.view(tables, step.seqs[b] as usize, step.layer, h, tokens);
                 let mut scaled = [0.0f32; MAX_GROUP * 128];
                 let scaled = &mut scaled[..group * d];
-                for (to, &from) in scaled.iter_mut().zip(q) {
-                    *to = widen(shape.dtype, from) * step.scale * LOG2_E;
-                }
+                scale_queries(shape.dtype, step.scale, q, scaled);
                 let queries = Queries { scaled, group };
-                let limits = Limits {
-                    tokens,
-                    sink: step.sink as usize,
-                    recent: step.recent as usize,
-                    group: store.format.blocks(),
-                    unit: step.unit,
-                    floor: step.floor[b] as usize,
-                };
                 let mut rounding = [0.0f32; MAX_GROUP];
-                *metadata = 0;
-                let planned = match step.ranking {
-                    Ranking::Identity => plan::identity(view.blocks(), order),
-                    Ranking::Mirror => {
-                        let scores = score::Scores { log_mass, width, bounds: None };
-                        *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
-                        let log_mass = plan::LogMass { rows: log_mass, width, group };
-                        plan::plan(
-                            isa,
-                            log_mass,
-                            limits,
-                            Goal::of_target(step.target[h]),
-                            step.budget[b],
-                            order,
-                        )
-                    }
-                    Ranking::Bound => {
-                        let bounds = Some((&mut **bound, &mut rounding[..]));
-                        let scores = score::Scores { log_mass, width, bounds };
-                        *metadata = score::score(isa, &view, estimator, queries, scores) as u32;
-                        let estimate = plan::LogMass { rows: log_mass, width, group };
-                        let bound = plan::LogMass { rows: bound, width, group };
-                        let goal = Goal::Certain(step.target[h], estimate);
-                        plan::plan(isa, bound, limits, goal, step.budget[b], order)
-                    }
-                    Ranking::TrueMass(mass) => {
-                        let q: Vec<f32> = q.iter().map(|&x| widen(shape.dtype, x)).collect();
-                        for (to, from) in
-                            log_mass.chunks_mut(width).zip(truth::log_masses(&view, &q, step.scale))
-                        {
-                            to[..from.len()].copy_from_slice(&from);
-                        }
-                        plan::Planned::from_reference(
-                            &truth::plan(&view, &q, step.scale, limits, mass),
-                            order,
-                        )
-                    }
-                };
+                let buffers = Ranked { order, log_mass, bound, width, rounding: &mut rounding };
+                let planned;
+                (planned, *metadata) = ranking.plan(step, (b, h), &view, queries, q, buffers);
                 let part = Step { view, queries, isa };
                 let parts = attend::attend(part, &order[..planned.count], spread);
                 let limit = (step.budget[b] as usize).min(view.blocks());
@@ -239,7 +267,66 @@ impl Backend for Cpu {
         Ok(())
     }
 
+    fn copy_slots(&mut self, copies: &[SlotCopy]) -> Result<(), Error> {
+        self.store.copy_slots(copies);
+        Ok(())
+    }
+
+    fn save(&mut self, copies: &[HostCopy], tier: &mut HostTier) -> Result<(), Error> {
+        self.store.save(copies, tier);
+        Ok(())
+    }
+
+    fn load(&mut self, copies: &[HostCopy], tier: &HostTier) -> Result<(), Error> {
+        self.store.load(copies, tier);
+        Ok(())
+    }
+
+    fn select(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        selection: &mut Selection<'_>,
+    ) -> Result<(), Error> {
+        let shape = self.store.shape;
+        let (group, d, max_blocks) = (shape.group(), shape.head_dim, tables.extents.max_blocks);
+        let width =
+            step.lens.iter().map(|&n| kernels_gpu::layout::blocks(n as usize)).max().unwrap_or(0).max(1);
+        let planner = Planner { store: &self.store, estimator: &*self.estimator, isa: self.isa };
+        (selection.order.par_chunks_mut(max_blocks))
+            .zip(selection.count.par_iter_mut())
+            .zip(step.q.bits().par_chunks(group * d))
+            .enumerate()
+            .for_each_init(
+                || (vec![0.0; group * width], vec![0.0; group * width], vec![0.0; group * d]),
+                |(log_mass, bound, scaled), (row, ((order, count), q))| {
+                    let (b, h) = (row / shape.kv_heads, row % shape.kv_heads);
+                    let tokens = step.lens[b] as usize;
+                    let view = planner.store.view(tables, step.seqs[b] as usize, step.layer, h, tokens);
+                    scale_queries(shape.dtype, step.scale, q, scaled);
+                    let mut rounding = [0.0f32; MAX_GROUP];
+                    let buffers = Ranked {
+                        order: &mut order[..width],
+                        log_mass,
+                        bound,
+                        width,
+                        rounding: &mut rounding,
+                    };
+                    let queries = Queries { scaled, group };
+                    *count = planner.plan(step, (b, h), &view, queries, q, buffers).0.count as u32;
+                },
+            );
+        Ok(())
+    }
+
     fn knows_everything(&self) -> bool {
         true
+    }
+}
+
+/// Queries in the log2 domain: `(q * scale) * log2 e`.
+fn scale_queries(dtype: Dtype, scale: f32, q: &[u16], scaled: &mut [f32]) {
+    for (to, &from) in scaled.iter_mut().zip(q) {
+        *to = widen(dtype, from) * scale * LOG2_E;
     }
 }

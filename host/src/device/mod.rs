@@ -8,14 +8,17 @@
 pub mod launches;
 pub mod plans;
 
+mod moves;
+
 use kernels_gpu::append::groups_touched;
 use kernels_gpu::layout::{BLOCK, full_groups, key_offset, slot_elements, splits, value_offset};
 
 use psa_codegen::{LaunchError, Region};
 
-use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking, Selection};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
-use crate::pool::{TableChange, Tables};
+use crate::pool::{HostCopy, SlotCopy, TableChange, Tables};
+use crate::tier::HostTier;
 use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
 use plans::PlanScratch;
@@ -97,6 +100,9 @@ struct Scratch {
     lse: Buffer,
     read: Buffer,
     mass: Buffer,
+    /// Slots from the host tier, packed, before `gather` spreads them.
+    staging: Buffer,
+    pairs: Buffer,
 }
 
 /// The kernels on a device, for one cache.
@@ -139,31 +145,30 @@ impl Kernels {
             ),
             limits,
         };
+        if let Some(hole) = spec.hole {
+            let at = cache.arena.address() + (hole as usize * spec.shape.slot_bytes()) as u64;
+            driver.upload(at, &vec![0; spec.shape.slot_bytes()]).map_err(failed(&name, "clear"))?;
+        }
         Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
     }
 
-    /// Uploads a batch's description.
-    fn batch(&mut self, seqs: &[u32], lens: &[u32]) -> Result<BatchAddresses, DriverError> {
-        let max_tokens = lens.iter().copied().max().unwrap_or(0) as usize;
-        let d = self.driver.as_mut();
-        let batch = BatchAddresses {
+    /// Memory for a batch's description.
+    fn batch_addresses(&mut self, seqs: &[u32], lens: &[u32]) -> Result<BatchAddresses, DriverError> {
+        let (d, s) = (self.driver.as_mut(), &mut self.scratch);
+        let largest = u64::from(seqs.iter().copied().max().unwrap_or(0));
+        Ok(BatchAddresses {
             batch: seqs.len(),
-            max_tokens,
-            seqs: self
-                .scratch
-                .seqs
-                .reserve(d, 4 * seqs.len(), "seqs")?
-                .with_largest(u64::from(seqs.iter().copied().max().unwrap_or(0))),
-            lens: self.scratch.lens.reserve(d, 4 * lens.len(), "lens")?,
-        };
-        d.upload(batch.seqs.address(), bytemuck::cast_slice(seqs))?;
-        d.upload(batch.lens.address(), bytemuck::cast_slice(lens))?;
-        Ok(batch)
+            max_tokens: lens.iter().copied().max().unwrap_or(0) as usize,
+            seqs: s.seqs.reserve(d, 4 * seqs.len(), "seqs")?.with_largest(largest),
+            lens: s.lens.reserve(d, 4 * lens.len(), "lens")?,
+        })
     }
 
     fn append_step(&mut self, step: &AppendStep<'_>) -> Result<(), DriverError> {
-        let batch = self.batch(step.seqs, step.lens)?;
+        let batch = self.batch_addresses(step.seqs, step.lens)?;
         let d = self.driver.as_mut();
+        d.upload(batch.seqs.address(), bytemuck::cast_slice(step.seqs))?;
+        d.upload(batch.lens.address(), bytemuck::cast_slice(step.lens))?;
         let (k, v) = (step.k.bits(), step.v.bits());
         let addresses = [
             self.scratch.k.reserve(d, 2 * k.len(), "k")?,
@@ -191,12 +196,20 @@ impl Kernels {
         d.launch(&launch)
     }
 
-    fn decode_step(
-        &mut self,
-        step: &DecodeStep<'_>,
-        result: &mut DecodeResult<'_>,
-    ) -> Result<(), DriverError> {
-        let batch = self.batch(step.seqs, step.lens)?;
+    /// The step's memory, with the queries and budgets in it.
+    fn prepare(&mut self, step: &DecodeStep<'_>) -> Result<(BatchAddresses, StepAddresses), DriverError> {
+        let (batch, a) = self.addresses(step)?;
+        let d = self.driver.as_mut();
+        d.upload(batch.seqs.address(), bytemuck::cast_slice(step.seqs))?;
+        d.upload(batch.lens.address(), bytemuck::cast_slice(step.lens))?;
+        d.upload(a.q.address(), bytemuck::cast_slice(step.q.bits()))?;
+        d.upload(a.budget.address(), bytemuck::cast_slice(step.budget))?;
+        Ok((batch, a))
+    }
+
+    /// The step's memory as it is.
+    fn addresses(&mut self, step: &DecodeStep<'_>) -> Result<(BatchAddresses, StepAddresses), DriverError> {
+        let batch = self.batch_addresses(step.seqs, step.lens)?;
         let shape = self.cache.shape;
         let (rows, heads) = (batch.batch * shape.kv_heads, batch.batch * shape.q_heads);
         let max_splits = splits(self.cache.max_blocks);
@@ -225,22 +238,65 @@ impl Kernels {
             mass: s.mass.reserve(d, 4 * heads, "mass")?,
             max_splits,
         };
-        d.upload(a.q.address(), bytemuck::cast_slice(step.q.bits()))?;
-        let what = match step.ranking {
-            Ranking::Identity => Step::Identity,
-            _ => Step::Ranked {
-                target: step.target[0],
-                mass: step.mass[0],
-                sink: step.sink as usize,
-                recent: step.recent as usize,
-            },
-        };
-        d.upload(a.budget.address(), bytemuck::cast_slice(step.budget))?;
-        for launch in
-            launches::decode(&self.cache, &batch, &a, step.layer, step.scale, what).map_err(no_launch)?
-        {
-            d.launch(&launch)?;
-        }
+        Ok((batch, a))
+    }
+
+    /// Queues the stages of the step: those that plan where `planning`, and the last `ending` of attend and merge.
+    fn queue(
+        &mut self,
+        step: &DecodeStep<'_>,
+        (batch, a): (&BatchAddresses, &StepAddresses),
+        planning: bool,
+        ending: usize,
+    ) -> Result<(), DriverError> {
+        let launches = launches::decode(&self.cache, batch, a, step.layer, step.scale, stages(step))
+            .map_err(no_launch)?;
+        // attend and merge are one launch each; plan may be several.
+        let (plan, rest) = launches.split_at(launches.len() - 2);
+        let planned = if planning { plan } else { &[] };
+        planned.iter().chain(&rest[2 - ending..]).try_for_each(|launch| self.driver.launch(launch))
+    }
+
+    fn decode_step(
+        &mut self,
+        step: &DecodeStep<'_>,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), DriverError> {
+        let (batch, a) = self.prepare(step)?;
+        self.queue(step, (&batch, &a), true, 2)?;
+        self.results(step, &a, result)
+    }
+
+    fn select_step(
+        &mut self,
+        step: &DecodeStep<'_>,
+        selection: &mut Selection<'_>,
+    ) -> Result<(), DriverError> {
+        let (batch, a) = self.prepare(step)?;
+        self.queue(step, (&batch, &a), true, 0)?;
+        self.driver.download(a.count.address(), bytemuck::cast_slice_mut(selection.count))?;
+        self.driver.download(a.order.address(), bytemuck::cast_slice_mut(selection.order))?;
+        Ok(())
+    }
+
+    fn finish_step(
+        &mut self,
+        step: &DecodeStep<'_>,
+        again: bool,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), DriverError> {
+        let (batch, a) = self.addresses(step)?;
+        self.queue(step, (&batch, &a), false, if again { 1 } else { 2 })?;
+        self.results(step, &a, result)
+    }
+
+    fn results(
+        &mut self,
+        step: &DecodeStep<'_>,
+        a: &StepAddresses,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), DriverError> {
+        let (shape, what, d) = (self.cache.shape, stages(step), self.driver.as_mut());
         d.download(a.out.address(), bytemuck::cast_slice_mut(result.out))?;
         d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
         d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
@@ -257,6 +313,42 @@ impl Kernels {
             }
         }
         Ok(())
+    }
+
+    /// The error of a step that the kernels do not have.
+    fn check(&self, step: &DecodeStep<'_>) -> Result<(), Error> {
+        let same = step.target.windows(2).all(|w| w[0] == w[1]) && step.mass.windows(2).all(|w| w[0] == w[1]);
+        let simple = same && step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
+        let known = match step.ranking {
+            // Everything is read: no floor, unit or mass matters.
+            Ranking::Identity => true,
+            Ranking::Mirror => simple,
+            Ranking::Bound | Ranking::TrueMass(_) => false,
+        };
+        if known {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: format!(
+                "a step by {:?} in units of {} blocks, at least {:?} blocks, masses {:?}",
+                step.ranking, step.unit, step.floor, step.mass
+            ),
+            device: self.name.clone(),
+            supported: "plans by the mirror, single blocks, without a floor, one mass for all KV heads",
+        })
+    }
+}
+
+/// What the step does, as the kernels take it.
+fn stages(step: &DecodeStep<'_>) -> Step {
+    match step.ranking {
+        Ranking::Identity => Step::Identity,
+        _ => Step::Ranked {
+            target: step.target[0],
+            mass: step.mass[0],
+            sink: step.sink as usize,
+            recent: step.recent as usize,
+        },
     }
 }
 
@@ -279,10 +371,12 @@ impl Backend for Kernels {
             let at = |table: u64, width: usize, first: usize| table + 4 * (change.row * width + first) as u64;
             let block = at(self.cache.block_table.address(), slots.len(), change.blocks.start);
             let page = at(self.cache.mirror_table.address(), pages.len(), change.groups.start);
-            self.driver
-                .upload(block, bytemuck::cast_slice(&slots[change.blocks.clone()]))
-                .and_then(|()| self.driver.upload(page, bytemuck::cast_slice(&pages[change.groups.clone()])))
-                .map_err(failed(&self.name, "upload tables"))?;
+            let changed = [(block, &slots[change.blocks.clone()]), (page, &pages[change.groups.clone()])];
+            for (at, entries) in changed.into_iter().filter(|(_, entries)| !entries.is_empty()) {
+                self.driver
+                    .upload(at, bytemuck::cast_slice(entries))
+                    .map_err(failed(&self.name, "upload tables"))?;
+            }
         }
         Ok(())
     }
@@ -297,25 +391,40 @@ impl Backend for Kernels {
         step: &DecodeStep<'_>,
         result: &mut DecodeResult<'_>,
     ) -> Result<(), Error> {
-        let same = step.target.windows(2).all(|w| w[0] == w[1]) && step.mass.windows(2).all(|w| w[0] == w[1]);
-        let simple = same && step.unit == 1 && step.floor.iter().all(|&floor| floor == 0);
-        let known = match step.ranking {
-            // Everything is read: no floor, unit or mass matters.
-            Ranking::Identity => true,
-            Ranking::Mirror => simple,
-            Ranking::Bound | Ranking::TrueMass(_) => false,
-        };
-        if !known {
-            return Err(Error::Unsupported {
-                what: format!(
-                    "a step by {:?} in units of {} blocks, at least {:?} blocks, masses {:?}",
-                    step.ranking, step.unit, step.floor, step.mass
-                ),
-                device: self.name.clone(),
-                supported: "plans by the mirror, single blocks, without a floor, one mass for all KV heads",
-            });
-        }
+        self.check(step)?;
         self.decode_step(step, result).map_err(|e| failed(&self.name, "decode")(e))
+    }
+
+    fn select(
+        &mut self,
+        _: &Tables,
+        step: &DecodeStep<'_>,
+        selection: &mut Selection<'_>,
+    ) -> Result<(), Error> {
+        self.check(step)?;
+        self.select_step(step, selection).map_err(|e| failed(&self.name, "select")(e))
+    }
+
+    fn finish(
+        &mut self,
+        _: &Tables,
+        step: &DecodeStep<'_>,
+        again: bool,
+        result: &mut DecodeResult<'_>,
+    ) -> Result<(), Error> {
+        self.finish_step(step, again, result).map_err(|e| failed(&self.name, "attend")(e))
+    }
+
+    fn copy_slots(&mut self, copies: &[SlotCopy]) -> Result<(), Error> {
+        self.copy_tokens(copies).map_err(|e| failed(&self.name, "copy on write")(e))
+    }
+
+    fn save(&mut self, copies: &[HostCopy], tier: &mut HostTier) -> Result<(), Error> {
+        self.download_slots(copies, tier).map_err(|e| failed(&self.name, "save to the host tier")(e))
+    }
+
+    fn load(&mut self, copies: &[HostCopy], tier: &HostTier) -> Result<(), Error> {
+        self.upload_slots(copies, tier).map_err(|e| failed(&self.name, "fetch from the host tier")(e))
     }
 
     fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
@@ -359,6 +468,8 @@ impl Drop for Kernels {
             s.lse,
             s.read,
             s.mass,
+            s.staging,
+            s.pairs,
         ];
         let cache = [self.cache.arena, self.cache.mirror, self.cache.block_table, self.cache.mirror_table];
         let used = scratch.iter().filter(|b| b.0.bytes() > 0).map(|b| b.0);

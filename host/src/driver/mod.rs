@@ -5,6 +5,7 @@
 //! [`cuda`] on a GPU.
 
 mod emulated;
+mod faults;
 mod gpu;
 pub mod stream;
 
@@ -16,6 +17,7 @@ pub mod cuda;
 pub mod cuda;
 
 pub use emulated::{Costs, Counters, Emulated, EmulatedOptions, Hazard, Order, StreamOptions};
+pub use faults::{Call, Faults, Faulty};
 pub use gpu::{Gpu, Unavailable};
 pub use stream::{EventId, GraphId, StreamCounters, StreamId, Streams};
 
@@ -160,6 +162,17 @@ pub trait Driver: Send {
     /// # Errors
     /// [`DriverError::Memory`].
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError>;
+
+    /// Copies within the device, behind everything launched so far and before everything after; the two ranges do not
+    /// overlap. Drivers without such a copy go through the host.
+    ///
+    /// # Errors
+    /// [`DriverError::Memory`].
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
+        let mut data = vec![0; bytes];
+        self.download(from, &mut data)?;
+        self.upload(to, &data)
+    }
 
     /// Launches a kernel, behind everything launched so far, if the launch keeps its contract ([`Launch::check`]).
     ///

@@ -14,12 +14,13 @@ pub mod truth;
 pub(crate) mod tests;
 
 use crate::Error;
-use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking};
+use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking, Selection};
 use crate::certificate::round_up;
 use crate::element::widen;
 use crate::estimator::{Estimator, estimator};
-use crate::pool::{TableChange, Tables};
-use crate::store::HostStore;
+use crate::pool::{HostCopy, SlotCopy, TableChange, Tables};
+use crate::store::{HeadView, HostStore};
+use crate::tier::HostTier;
 use merge::Stop;
 use plan::{Goal, Limits, Plan};
 
@@ -37,6 +38,53 @@ impl Reference {
     pub fn new(spec: &BackendSpec) -> Result<Reference, Error> {
         let store = HostStore::new("reference", spec.shape, spec.format, spec.slots, spec.pages)?;
         Ok(Reference { store, estimator: estimator(spec.format, &spec.shape) })
+    }
+}
+
+/// score and plan of one (entry, KV head).
+struct Ranked {
+    log_mass: Vec<Vec<f32>>,
+    plan: Plan,
+    rounding: Option<Vec<f32>>,
+    metadata: usize,
+}
+
+impl Reference {
+    fn rank(&self, step: &DecodeStep<'_>, (b, h): (usize, usize), view: &HeadView<'_>, q: &[f32]) -> Ranked {
+        let limits = Limits {
+            tokens: view.tokens(),
+            sink: step.sink as usize,
+            recent: step.recent as usize,
+            group: self.store.format.blocks(),
+            unit: step.unit,
+            floor: step.floor[b] as usize,
+        };
+        let group = self.store.shape.group();
+        let scored = |bounds| score::score(view, &*self.estimator, q, step.scale, bounds);
+        let (mut rounding, mut metadata) = (None, 0);
+        let (log_mass, plan) = match step.ranking {
+            Ranking::Identity => (vec![], Plan::identity(view.blocks(), group)),
+            Ranking::Mirror => {
+                let scored = scored(false);
+                metadata = scored.metadata;
+                let goal = Goal::of_target(step.target[h]);
+                let plan = plan::plan(&scored.log_mass, limits, goal, step.budget[b]);
+                (scored.log_mass, plan)
+            }
+            Ranking::Bound => {
+                let scored = scored(true);
+                metadata = scored.metadata;
+                let goal = Goal::Certain(step.target[h], &scored.log_mass);
+                let plan = plan::plan(&scored.bound, limits, goal, step.budget[b]);
+                rounding = Some(scored.rounding);
+                (scored.bound, plan)
+            }
+            Ranking::TrueMass(mass) => {
+                let log_mass = truth::log_masses(view, q, step.scale);
+                (log_mass, truth::plan(view, q, step.scale, limits, mass))
+            }
+        };
+        Ranked { log_mass, plan, rounding, metadata }
     }
 }
 
@@ -69,39 +117,7 @@ impl Backend for Reference {
                 let row = b * shape.kv_heads + h;
                 let q = &q[row * group * d..][..group * d];
 
-                let limits = Limits {
-                    tokens: tokens as usize,
-                    sink: step.sink as usize,
-                    recent: step.recent as usize,
-                    group: self.store.format.blocks(),
-                    unit: step.unit,
-                    floor: step.floor[b] as usize,
-                };
-                let scored = |bounds| score::score(&view, &*self.estimator, q, step.scale, bounds);
-                let mut rounding = None;
-                let mut metadata = 0;
-                let (log_mass, plan) = match step.ranking {
-                    Ranking::Identity => (vec![], Plan::identity(view.blocks(), group)),
-                    Ranking::Mirror => {
-                        let scored = scored(false);
-                        metadata = scored.metadata;
-                        let goal = Goal::of_target(step.target[h]);
-                        let plan = plan::plan(&scored.log_mass, limits, goal, step.budget[b]);
-                        (scored.log_mass, plan)
-                    }
-                    Ranking::Bound => {
-                        let scored = scored(true);
-                        metadata = scored.metadata;
-                        let goal = Goal::Certain(step.target[h], &scored.log_mass);
-                        let plan = plan::plan(&scored.bound, limits, goal, step.budget[b]);
-                        rounding = Some(scored.rounding);
-                        (scored.bound, plan)
-                    }
-                    Ranking::TrueMass(mass) => {
-                        let log_mass = truth::log_masses(&view, q, step.scale);
-                        (log_mass, truth::plan(&view, q, step.scale, limits, mass))
-                    }
-                };
+                let Ranked { log_mass, plan, rounding, metadata } = self.rank(step, (b, h), &view, q);
                 let queries = attend::scaled_queries(q, step.scale);
                 let read = attend::attend(&view, &plan.order[..plan.count], &queries, d);
                 let stop = Stop {
@@ -138,6 +154,40 @@ impl Backend for Reference {
 
     fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
         self.store.read_tokens(slots, k, v);
+        Ok(())
+    }
+
+    fn copy_slots(&mut self, copies: &[SlotCopy]) -> Result<(), Error> {
+        self.store.copy_slots(copies);
+        Ok(())
+    }
+
+    fn save(&mut self, copies: &[HostCopy], tier: &mut HostTier) -> Result<(), Error> {
+        self.store.save(copies, tier);
+        Ok(())
+    }
+
+    fn load(&mut self, copies: &[HostCopy], tier: &HostTier) -> Result<(), Error> {
+        self.store.load(copies, tier);
+        Ok(())
+    }
+
+    fn select(
+        &mut self,
+        tables: &Tables,
+        step: &DecodeStep<'_>,
+        selection: &mut Selection<'_>,
+    ) -> Result<(), Error> {
+        let shape = self.store.shape;
+        let (heads, max_blocks) = (shape.kv_heads, tables.extents.max_blocks);
+        let q: Vec<f32> = step.q.bits().iter().map(|&x| widen(shape.dtype, x)).collect();
+        for (row, q) in q.chunks_exact(shape.group() * shape.head_dim).enumerate() {
+            let (b, h) = (row / heads, row % heads);
+            let view = self.store.view(tables, step.seqs[b] as usize, step.layer, h, step.lens[b] as usize);
+            let plan = self.rank(step, (b, h), &view, q).plan;
+            selection.order[row * max_blocks..][..plan.order.len()].copy_from_slice(&plan.order);
+            selection.count[row] = plan.count as u32;
+        }
         Ok(())
     }
 

@@ -105,6 +105,17 @@ impl Residency for Belady {
         Entry::Miss { evicted }
     }
 
+    fn evict(&mut self) -> Option<u32> {
+        let victim = self.victim()?;
+        self.resident[victim as usize] = false;
+        self.len -= 1;
+        Some(victim)
+    }
+
+    fn hold(&mut self, block: u32) {
+        self.remove(block);
+    }
+
     fn remove(&mut self, block: u32) {
         if std::mem::take(&mut self.resident[block as usize]) {
             self.len -= 1;

@@ -66,6 +66,16 @@ impl Residency for Clock {
         Entry::Miss { evicted }
     }
 
+    fn evict(&mut self) -> Option<u32> {
+        let victim = self.victim()?;
+        self.len -= 1;
+        Some(victim)
+    }
+
+    fn hold(&mut self, block: u32) {
+        self.remove(block);
+    }
+
     fn remove(&mut self, block: u32) {
         if self.queue.in_list(block) {
             self.queue.remove(block);

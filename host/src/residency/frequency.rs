@@ -72,8 +72,13 @@ impl Frequency {
 
     /// Score of a block now.
     pub fn score(&self, block: u32) -> f64 {
-        let age = self.step - self.last[block as usize];
-        self.score[block as usize] as f64 * self.decay.powf(age as f64)
+        let score = self.score[block as usize] as f64;
+        // Most blocks were read in this step or the last: no power for those.
+        match self.step - self.last[block as usize] {
+            0 => score,
+            1 => score * self.decay,
+            age => score * self.decay.powf(age as f64),
+        }
     }
 
     /// The key of a score now.
@@ -171,11 +176,21 @@ impl Residency for Frequency {
         self.enter(block, worth)
     }
 
-    fn remove(&mut self, block: u32) {
+    fn evict(&mut self) -> Option<u32> {
+        let victim = self.victim()?;
+        self.hold(victim);
+        Some(victim)
+    }
+
+    fn hold(&mut self, block: u32) {
         if self.lists.in_list(block) {
             self.take(block);
             self.len -= 1;
         }
+    }
+
+    fn remove(&mut self, block: u32) {
+        self.hold(block);
         self.score[block as usize] = 0.0;
     }
 

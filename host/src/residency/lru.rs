@@ -63,6 +63,22 @@ impl Residency for Lru {
         self.read(block, 0.0)
     }
 
+    /// From the fullest share, for its quota.
+    fn evict(&mut self) -> Option<u32> {
+        let by_use = |&a: &usize, &b: &usize| {
+            let fullness = |share: usize, other: usize| self.lens[share] as u128 * self.quotas[other] as u128;
+            fullness(a, b).cmp(&fullness(b, a))
+        };
+        let share = (0..self.lens.len()).filter(|&share| self.lens[share] > 0).max_by(by_use)?;
+        let victim = self.lists.front(share)?;
+        self.remove(victim);
+        Some(victim)
+    }
+
+    fn hold(&mut self, block: u32) {
+        self.remove(block);
+    }
+
     fn remove(&mut self, block: u32) {
         if self.lists.in_list(block) {
             self.lists.remove(block);

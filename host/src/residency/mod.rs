@@ -69,8 +69,15 @@ pub trait Residency: Send {
     /// reads count, and the entry itself where there are none.
     fn bring(&mut self, block: u32) -> Entry;
 
-    /// `block` is freed: its sequence is gone. No effect where it is not on the device.
+    /// `block` is freed: its sequence is gone, and so is its past.
     fn remove(&mut self, block: u32);
+
+    /// Chooses a victim, which leaves as if another block had entered; none where there is no candidate.
+    fn evict(&mut self) -> Option<u32>;
+
+    /// `block` leaves the candidates, without being evicted by this policy. Its past counts when it is read or brought
+    /// again.
+    fn hold(&mut self, block: u32);
 
     /// The step is over: what decays, decays.
     fn end_step(&mut self) {}

@@ -448,6 +448,13 @@ impl Driver for Cuda {
         Ok(())
     }
 
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
+        self.opened.enter()?;
+        self.within("copy", to, bytes)?;
+        self.within("copy", from, bytes)?;
+        self.stream.copy(to, from, bytes).map_err(|failure| self.memory_error(failure, "copy", to, bytes))
+    }
+
     fn limits(&self) -> DeviceLimits {
         let shared_per_block = self.opened.shared_limit.max(DEFAULT_SHARED);
         DeviceLimits { shared_per_block, ..DeviceLimits::of_sm(self.opened.gpu.sm) }

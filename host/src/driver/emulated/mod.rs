@@ -112,6 +112,10 @@ impl Driver for Emulated {
         self.download_now(address, data)
     }
 
+    fn copy(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
+        self.copy_now(to, from, bytes)
+    }
+
     fn limits(&self) -> DeviceLimits {
         DeviceLimits::of_sm(self.device.options().sm)
     }

@@ -260,6 +260,17 @@ impl Emulated {
         self.device.copy_from(DevicePtr(address), data).map_err(|e| memory("download", address, bytes, &e))
     }
 
+    pub(super) fn copy_now(&mut self, to: u64, from: u64, bytes: usize) -> Result<(), DriverError> {
+        if !self.queues.watched {
+            return self
+                .device
+                .copy_device(DevicePtr(to), DevicePtr(from), bytes as u64)
+                .map_err(|e| memory("copy", to, bytes, &e));
+        }
+        self.copy_on(StreamId::MAIN, to, from, bytes)?;
+        self.drain(StreamId::MAIN)
+    }
+
     fn host_access(&mut self, address: u64, bytes: usize, write: bool, name: &str) {
         let clock = self.queues.host_access();
         let running = self.queues.hazards.begin(0, clock, format!("{name} of the host"));
