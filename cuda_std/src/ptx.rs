@@ -13,7 +13,7 @@ mod pack;
 mod unroll;
 
 pub use async_copy::{cp_async_16, cp_async_16_zfill, cp_async_commit, cp_async_wait, cp_async_wait_all};
-pub use global::{V2, V4, ld_nc_v4, prefetch_l2};
+pub use global::{V2, V4, ld_nc_v4, prefetch_l2, st_v4};
 pub use math::{
     dp2a_hi_s32_u32, dp2a_hi_u32_u32, dp2a_lo_s32_u32, dp2a_lo_u32_u32, dp4a_s32_s32, dp4a_s32_u32,
     dp4a_u32_u32, ex2_approx, fma, lg2_approx, max, min, prmt, rcp_approx, rsqrt_approx,

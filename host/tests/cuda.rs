@@ -623,20 +623,21 @@ fn a_resident_pipeline_step_waits_for_nothing_allocates_nothing_and_is_one_graph
     let waits = ["cuStreamSynchronize", "cuEventSynchronize", "cuStreamQuery", "cuMemcpyDtoHAsync_v2"];
     let allocations = ["cuMemAllocAsync", "cuMemAlloc_v2", "cuMemHostAlloc", "cuEventCreate"];
     let idle = || waits.iter().chain(&allocations).map(|call| turn.count(call)).sum::<usize>();
-    let (before, launches) = (idle(), turn.count("cuLaunchKernel"));
+    let (before, launches) = (idle(), turn.count("launch"));
     for _ in 0..3 {
         pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
     }
     assert_eq!(idle(), before, "no wait and no allocation");
     // append, score, plan, attend, merge.
-    assert_eq!(turn.count("cuLaunchKernel") - launches, 3 * 3 * 5);
+    assert_eq!(turn.count("launch") - launches, 3 * 3 * 5);
 
     pipeline.capture().unwrap();
-    let (before, launches) = (idle(), turn.count("cuLaunchKernel"));
+    let before = idle();
     pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
-    assert_eq!((idle(), turn.count("cuLaunchKernel")), (before, launches));
+    assert_eq!(idle(), before);
     assert_eq!(turn.count("cuGraphLaunch"), 1);
     pipeline.results().unwrap();
+    assert!(idle() > before, "reading results waits, so waits are counted");
     drop(pipeline);
     assert_eq!(turn.count("cuMemFreeHost"), turn.count("cuMemHostAlloc"), "pinned memory is given back");
 }

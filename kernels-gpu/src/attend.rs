@@ -5,7 +5,7 @@
 //! and are independent streams ([`crate::stream`]), merged once at the end in fixed order. Dense attention
 //! is this kernel with the identity plan.
 //!
-//! Shared memory: a ring of pages for each warp; at the end each warp's part lies where its ring was.
+//! Shared memory: a ring of pages for each warp, then the queries; at the end each warp's part lies where its ring was.
 
 use crate::element::KvElement;
 use crate::layout::{BLOCK, BLOCKS_PER_GROUP, BLOCKS_PER_SPLIT, MAX_GROUP, MAX_SPLITS, slot_elements};
@@ -30,7 +30,7 @@ pub const WARPS: usize = 4;
 pub const THREADS: usize = 32 * WARPS;
 
 /// Shared bytes of a warp: its ring, 16 KiB at every head_dim: 4 stages of 4 KiB (64), 2 of 8 KiB (128). A CTA
-/// takes 64 KiB, so an SM holds three on sm_90 and sm_100, two on sm_80, one on sm_86, 89 and 120.
+/// takes 66 KiB, so an SM holds three on sm_90 and sm_100, two on sm_80, one on sm_86, 89 and 120.
 pub const fn warp_bytes(head_dim: usize) -> usize {
     stages(head_dim) * slot_elements(head_dim) * 2
 }
@@ -40,9 +40,20 @@ pub const fn stages(head_dim: usize) -> usize {
     if head_dim <= 64 { 4 } else { 2 }
 }
 
-/// Shared bytes of a CTA.
+/// Bytes between two heads' queries in shared memory: 16 more than a row, so that the fragments of 8 heads come from
+/// all banks.
+pub const fn query_stride(head_dim: usize) -> usize {
+    2 * head_dim + 16
+}
+
+/// Shared bytes of a group's queries, on their way into registers.
+pub const fn query_bytes(head_dim: usize) -> usize {
+    MAX_GROUP * query_stride(head_dim)
+}
+
+/// Shared bytes of a CTA: the warps' rings, then the queries.
 pub const fn shared_bytes(head_dim: usize) -> usize {
-    WARPS * warp_bytes(head_dim)
+    WARPS * warp_bytes(head_dim) + query_bytes(head_dim)
 }
 
 /// Attends to this split's share of the plan.
@@ -62,7 +73,7 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
     ),
     grid = (let splits, kv_heads, let batch),
     out(partial, partial_ml),
-    align(q = 4, arena = 16),
+    align(q = 16, arena = 16),
     requires(
         1 <= group,
         group <= MAX_GROUP,
@@ -118,9 +129,12 @@ pub unsafe fn attend<T: KvElement, const D: usize>(
         let order = order.add((head * max_blocks) as usize);
         let first = split + warp * splits;
         let pages = Pages::new(&row, order, first, WARPS as u32 * splits, *count.add(head as usize), lane);
-        let queries = Queries::<T, D>::load(q.add((head * group) as usize * D), group, scale, lane);
-
         let shared = dynamic_shared::<T>();
+        let query_memory = shared.byte_add((WARPS * warp_bytes(D)) as u32);
+        Queries::<T, D>::share::<THREADS>(q.add((head * group) as usize * D), group, query_memory, tid);
+        sync_threads();
+        let queries = Queries::<T, D>::load(query_memory, group, scale, lane);
+
         let memory = shared.byte_add(warp * warp_bytes(D) as u32);
         let mut stream = Stream::<D>::new();
         if D == 64 {

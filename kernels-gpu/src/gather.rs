@@ -3,12 +3,14 @@
 //!
 //! Grid: as few CTAs as the link needs (a gather that holds many SMs slows decoding); CTA i takes the
 //! pairs i, i + grid, ... 256 threads, 16 bytes each a step.
+//!
+//! Trap: a copy of `V4` through plain pointers becomes two accesses of 8 bytes, and half of every sector is read twice.
 
 use cuda_std::kernel;
 
 #[cfg(target_arch = "nvptx64")]
 use {
-    cuda_std::ptx::V4,
+    cuda_std::ptx::{V4, ld_nc_v4, st_v4},
     cuda_std::thread::{block_idx_x, grid_dim_x, thread_idx_x},
 };
 
@@ -34,7 +36,7 @@ pub unsafe fn gather(source: *const u8, target: *mut u8, pairs: *const u32, coun
             let to = target.add(to) as *mut V4;
             let mut i = thread_idx_x();
             while i < pieces {
-                *to.add(i as usize) = *from.add(i as usize);
+                st_v4(to.add(i as usize), ld_nc_v4(from.add(i as usize)));
                 i += 256;
             }
             pair += grid_dim_x();

@@ -52,7 +52,7 @@ pub const fn shared_bytes(head_dim: usize) -> usize {
     ),
     grid = (kv_heads, let batch),
     out(out, lse, read, mass_read),
-    align(q = 4, arena = 16),
+    align(q = 16, arena = 16),
     requires(
         1 <= group,
         group <= MAX_GROUP,
@@ -121,6 +121,8 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
         let shared = dynamic_shared::<T>();
         let parts = WarpParts::<D>::new(shared.cast(), warp_bytes(D));
         let state = RowState::<D>::at(shared.byte_add(crate::attend::shared_bytes(D) as u32).cast());
+        let query_memory = shared.byte_add((WARPS * warp_bytes(D)) as u32);
+        Queries::<T, D>::share::<THREADS>(q.add(head * heads * D), group, query_memory, tid);
         if tid < heads {
             state.rest(tid).write(*rest.add(head * heads + tid));
         }
@@ -180,7 +182,7 @@ pub unsafe fn merge<T: KvElement, const D: usize>(
             }
             let end = if count + (TOPUP_CHUNK as u32) < limit { count + TOPUP_CHUNK as u32 } else { limit };
             let pages = Pages::new(&row, order, count + warp, WARPS as u32, end, lane);
-            let queries = Queries::<T, D>::load(q.add(head * heads * D), group, scale, lane);
+            let queries = Queries::<T, D>::load(query_memory, group, scale, lane);
             let memory = shared.byte_add(warp * warp_bytes(D) as u32);
             let mut stream = Stream::<D>::new();
             if D == 64 {

@@ -11,12 +11,16 @@
 //! Trap: values of tokens beyond the length must be zeros in shared memory: their weight is zero, but 0 * NaN
 //! is not. The copy fills them.
 
+use crate::attend::query_stride;
 use crate::element::KvElement;
+use crate::layout::MAX_GROUP;
 use crate::numeric::LOG2_E;
 use crate::pages::{PAGE_ROWS, Pages};
 use crate::softmax::OnlineSoftmax;
 use cuda_std::pipeline::{Free, Ring};
+use cuda_std::ptx::ld_nc_v4;
 use cuda_std::shared::SharedPtr;
+use cuda_std::tile::layout::CHUNK;
 use cuda_std::tile::{Accumulator, FragmentB, layout};
 
 /// Most steps of 16 channels.
@@ -31,12 +35,28 @@ pub struct Queries<T, const D: usize> {
 }
 
 impl<T: KvElement, const D: usize> Queries<T, D> {
-    /// Loads the queries of a group.
+    /// Copies the queries of a group to shared memory: read once by a CTA, in whole sectors, for all its warps.
     ///
     /// # Safety
-    /// q: `[group, D]`, 4-byte aligned; `lane` is the calling lane.
+    /// q: `[group, D]`, 16-byte aligned; `to` has [`crate::attend::query_bytes`]; the `THREADS` threads of the CTA, numbered by
+    /// `thread`, make this call, and [`Self::load`] behind a barrier.
     #[inline(always)]
-    pub unsafe fn load(q: *const T, group: u32, scale: f32, lane: u32) -> Self {
+    pub unsafe fn share<const THREADS: usize>(q: *const T, group: u32, to: SharedPtr<T>, thread: usize) {
+        const { assert!(MAX_GROUP * (D / CHUNK) <= THREADS, "a thread copies one chunk at most") };
+        if thread < group as usize * (D / CHUNK) {
+            let (head, chunk) = (thread / (D / CHUNK), thread % (D / CHUNK));
+            let at = to.byte_add((head * query_stride(D) + 16 * chunk) as u32).cast::<u32>();
+            // SAFETY: a chunk of a query of the group, and its place.
+            unsafe { at.write_v4(ld_nc_v4(q.add(head * D + CHUNK * chunk))) };
+        }
+    }
+
+    /// Loads the queries of a group from where [`Self::share`] left them.
+    ///
+    /// # Safety
+    /// Shared, and a barrier since; `lane` is the calling lane.
+    #[inline(always)]
+    pub unsafe fn load(shared: SharedPtr<T>, group: u32, scale: f32, lane: u32) -> Self {
         const { assert!(D % 16 == 0 && D / 16 <= STEPS, "head_dim is a multiple of 16 up to 128") };
         let mut fragments = [FragmentB::ZERO; STEPS];
         let (_, head) = layout::b_element(lane as usize, 0, 0);
@@ -45,8 +65,9 @@ impl<T: KvElement, const D: usize> Queries<T, D> {
                 let mut words = [0; 2];
                 cuda_std::unroll!(w < 2, max 2, {
                     let (channel, _) = layout::b_element(lane as usize, w, 0);
+                    let at = shared.byte_add((head * query_stride(D) + 2 * (16 * step + channel)) as u32);
                     // SAFETY: inside the query of a head of the group.
-                    words[w] = unsafe { *(q.add(head * D + 16 * step + channel) as *const u32) };
+                    words[w] = unsafe { at.cast::<u32>().read() };
                 });
                 fragments[step] = FragmentB::from_words(words);
             });

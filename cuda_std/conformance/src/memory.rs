@@ -93,7 +93,7 @@ pub unsafe fn copies(
         warp::sync_warp(u32::MAX);
         *out.add(1) = ptx::V4(filled.byte_add(other * 16).read_v4());
         ptx::prefetch_l2(row);
-        *out.add(2) = ptx::V4(ptx::ld_nc_v4(row));
+        ptx::st_v4(out.add(2), ptx::ld_nc_v4(row));
     }
 }
 

@@ -63,6 +63,24 @@ pub unsafe fn ld_nc_v4<T>(source: *const T) -> [u32; 4] {
     [a, b, c, d]
 }
 
+/// Writes 16 bytes in one access, where the compiler would rather make two of 8. PTX `st.global.v4.b32`.
+///
+/// # Safety
+/// `target` is a global, 16-byte aligned address with 16 bytes that no other thread reads or writes meanwhile.
+#[gpu_only]
+#[inline(always)]
+pub unsafe fn st_v4<T>(target: *mut T, [a, b, c, d]: [u32; 4]) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        core::arch::asm!(
+            "st.global.v4.b32 [{0}], {{{1}, {2}, {3}, {4}}};",
+            in(reg64) target,
+            in(reg32) a, in(reg32) b, in(reg32) c, in(reg32) d,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Asks for the line of `address` in L2. PTX `prefetch.global.L2`.
 ///
 /// # Safety

@@ -28,6 +28,14 @@ use crate::driver::{Driver, DriverError, EventId, StreamId};
 /// The masses within which merge's own test is by other arithmetic; above them, the host cannot be mistaken.
 const CLEAR: f32 = 1.0 / 256.0;
 
+/// Guesses after which their worth is judged.
+const ENOUGH_GUESSES: f32 = 16.0;
+/// Share of guesses that must be right for all to be made. A wrong one costs its time of link, a right one saves a fetch and
+/// the wait for it; measured shares are below .15, where guessing lost (psa pipeline-bench).
+const RIGHT: f32 = 0.25;
+/// Otherwise every so many layers guess.
+const PROBE: u32 = 8;
+
 /// What the host keeps for a tier.
 pub(super) struct Tier {
     fetcher: Fetcher,
@@ -41,6 +49,11 @@ pub(super) struct Tier {
     fetched: [EventId; 2],
     /// Of each layer: the last fetch ahead.
     ahead: Vec<EventId>,
+    /// Guesses that came due, and of these the used ones; both decay.
+    guesses: f32,
+    used: f32,
+    /// Turns of `look_ahead`.
+    looks: u32,
     /// Blocks of each layer whose fetch ahead no kernel has waited for.
     in_flight: Vec<Vec<u32>>,
     /// `[2, R, NB]` and `[layers, R, NB]`, pinned: on their way to the block table.
@@ -88,6 +101,9 @@ impl Tier {
             merged: s.event()?,
             fetched: [s.event()?, s.event()?],
             ahead: (0..memory.layers).map(|_| s.event()).collect::<Result<_, _>>()?,
+            guesses: 0.0,
+            used: 0.0,
+            looks: 0,
             in_flight: vec![vec![]; memory.layers],
             rows_staging: s.pinned(2 * rows * memory.table_row(), "rows of the block table")?,
             table_staging: s.pinned(4 * every, "block table on its way")?,
@@ -174,7 +190,7 @@ impl DecodePipeline {
         }
         if self.take(&wanted, Hold::Open).is_err() {
             // Guesses under way hold slots until a kernel has waited for them.
-            let arrived = (0..self.memory.layers).try_for_each(|layer| self.await_ahead(layer));
+            let arrived = (0..self.memory.layers).try_for_each(|layer| self.await_ahead(layer, 0));
             self.checked("wait for blocks fetched ahead", arrived)?;
             self.take(&wanted, Hold::Open)?;
         }
@@ -212,7 +228,7 @@ impl DecodePipeline {
         self.checked("plan", queued)?;
         let read = self.read_plan();
         self.checked("read the plan", read)?;
-        let arrived = self.await_ahead(layer);
+        let arrived = self.await_ahead(layer, 0);
         self.checked("wait for blocks fetched ahead", arrived)?;
         let chunks = self.chunks(layer)?;
         let limited = self.set_limits(layer)?;
@@ -304,20 +320,23 @@ impl DecodePipeline {
         Ok(())
     }
 
-    /// Kernels from here on come behind what was fetched ahead for the layer.
-    fn await_ahead(&mut self, layer: usize) -> Result<(), DriverError> {
+    /// Kernels from here on come behind what was fetched ahead for the layer. They will read `further` ranks below the count.
+    fn await_ahead(&mut self, layer: usize, further: usize) -> Result<(), DriverError> {
         let Some(tier) = &mut self.tier else { return Ok(()) };
         if tier.in_flight[layer].is_empty() {
             return Ok(());
         }
         streams(self.driver.as_mut())?.wait_event(MAIN, tier.ahead[layer], "fetched ahead")?;
         let mut used = 0;
+        let (keep, due) = (0.9, tier.in_flight[layer].len() as f32);
         for block in std::mem::take(&mut tier.in_flight[layer]) {
             tier.residents.hold(block as usize, Hold::Nobody);
             let row = block as usize / self.memory.max_blocks % self.memory.rows;
-            let order = &tier.order[row * self.memory.max_blocks..][..tier.count[row] as usize];
+            let reach = (tier.count[row] as usize + further).min(self.memory.max_blocks);
+            let order = &tier.order[row * self.memory.max_blocks..][..reach];
             used += u64::from(order.contains(&(block % self.memory.max_blocks as u32)));
         }
+        (tier.guesses, tier.used) = (keep * tier.guesses + due, keep * tier.used + used as f32);
         self.stats.ahead_used += used;
         Ok(())
     }
@@ -448,6 +467,14 @@ impl DecodePipeline {
         let (rows, width) = (self.memory.rows, self.memory.max_blocks);
         let (first, lens) = (self.first_block(layer, 0), self.lens.clone());
         let tier = self.tier()?;
+        // Guesses that mostly miss hold up the fetches behind them: then only a few are made, to see whether that changes.
+        tier.looks += 1;
+        if tier.guesses > ENOUGH_GUESSES
+            && tier.used < RIGHT * tier.guesses
+            && !tier.looks.is_multiple_of(PROBE)
+        {
+            return Ok(());
+        }
         let mut wanted: Vec<Fetch> = vec![];
         'rows: for row in 0..rows {
             let total = blocks(lens[row / kv_heads] as usize) as u32;
@@ -458,7 +485,7 @@ impl DecodePipeline {
                     continue;
                 }
                 // Room is made for what was asked for; for a guess only where there is some.
-                let Some(slot) = tier.residents.take(block, Hold::Ahead, Hold::Nobody) else { break 'rows };
+                let Some(slot) = tier.residents.take_for_guess(block) else { break 'rows };
                 tier.table[block] = slot;
                 tier.in_flight[layer].push(block as u32);
                 wanted.push((block as u32, slot));
@@ -485,7 +512,7 @@ impl DecodePipeline {
             let short = self.short_rows()?;
             let (Some(&from), Some(&to)) = (short.first(), short.last()) else { return Ok(()) };
             self.stats.iterations += 1;
-            let arrived = self.await_ahead(layer);
+            let arrived = self.await_ahead(layer, TOPUP_CHUNK);
             self.checked("wait for blocks fetched ahead", arrived)?;
             let lens = self.lens.clone();
             let tier = self.tier()?;

@@ -83,8 +83,27 @@ impl Residents {
             Some(slot) => slot,
             None => self.evict(most)?,
         };
-        let (count, stamp) = if hold == Hold::Ahead { (0, 0) } else { (1, self.stamp) };
-        self.slots[slot as usize] = Slot { block: block as u32, count, hold, stamp };
+        self.slots[slot as usize] = Slot { block: block as u32, count: 1, hold, stamp: self.stamp };
+        self.of_block[block] = slot;
+        Some(slot)
+    }
+
+    /// A slot for a guess: a free one, or one near the hand whose counter is at zero. It costs nobody a turn, so guesses
+    /// cannot wear out what is read.
+    pub(super) fn take_for_guess(&mut self, block: usize) -> Option<u32> {
+        /// Slots that are looked at.
+        const NEAR: usize = 64;
+        let idle = |slot: &Slot| slot.count == 0 && slot.hold == Hold::Nobody && slot.stamp != self.stamp;
+        let near = (self.hand..self.slots.len()).chain(0..self.hand).take(NEAR);
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                let index = near.into_iter().find(|&index| idle(&self.slots[index]))?;
+                self.of_block[self.slots[index].block as usize] = NONE;
+                index as u32
+            }
+        };
+        self.slots[slot as usize] = Slot { block: block as u32, count: 0, hold: Hold::Ahead, stamp: 0 };
         self.of_block[block] = slot;
         Some(slot)
     }
@@ -151,6 +170,21 @@ mod tests {
         assert_eq!(take(&mut residents, 6), None, "guesses under way stay");
         assert!(residents.take(6, Hold::Nobody, Hold::Ahead).is_some(), "but for a demand");
         assert!(residents.slot(0).is_some(), "and the open one stays in any case");
+    }
+
+    #[test]
+    fn a_guess_evicts_only_what_nobody_has_read_lately() {
+        let mut residents = Residents::new(10, 2);
+        take(&mut residents, 0).unwrap();
+        take(&mut residents, 1).unwrap();
+        residents.begin_layer();
+        // Both have their first turn still.
+        assert_eq!(residents.take_for_guess(5), None);
+        assert!(take(&mut residents, 2).is_some(), "a demand takes the turns, and one");
+        residents.begin_layer();
+        let guess = residents.take_for_guess(5);
+        assert!(guess.is_some() && residents.slot(5) == guess);
+        assert_eq!(take(&mut residents, 6), Some(1 - guess.unwrap()), "a guess under way stays");
     }
 
     #[test]
