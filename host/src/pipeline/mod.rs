@@ -53,7 +53,8 @@ pub struct PipelineConfig {
     pub scheme: Scheme,
     /// Blocks after which a chunk of fetches is closed.
     pub chunk: usize,
-    /// Ranks below the stop of each row that are fetched ahead, for top-ups and for the next step. Pipelined only.
+    /// Ranks below the stop of each row that are fetched ahead, for top-ups and for the next step; 0 for none. While most
+    /// turn out wrong, only some layers guess. Pipelined only.
     pub ahead: usize,
     /// Neighbouring blocks from which on the copy engine takes them; shorter runs go through `gather`.
     pub copy_run: usize,
@@ -72,8 +73,8 @@ impl Default for PipelineConfig {
             scheme: Scheme::Pipelined,
             // 64 blocks of 8 KiB take 10 us on PCIe 5, four times what queueing a chunk costs the host.
             chunk: 64,
-            // psa pipeline-bench at capacities of .32 and .5: 4 cost 2 % and won nothing, 8 cost 12 %.
-            ahead: 4,
+            // psa pipeline-bench --ahead 4 and 8: nine guesses in ten were wrong, and steps no faster.
+            ahead: 0,
             // A copy costs 1.5 us besides its bytes (modelled), a block of 8 KiB takes 0.15 us of link.
             copy_run: 8,
             gather_ctas: 8,
