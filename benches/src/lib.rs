@@ -5,6 +5,7 @@
 //! scores in the shape of a larger model's layer.
 
 pub mod emulated;
+pub mod gpu_model;
 pub mod paired;
 
 use half::f16;

@@ -6,8 +6,9 @@
 //! 0.9 of each key's deviation from the mean and noise of the same spread for the rest. That keeps the statistics of
 //! scores, and repeats every needle; it is no recording.
 //!
-//! `cargo run --release -p psa --example first_level -- [TRACES] [TOKENS] [QUERIES] [rules]`, by default the bundled ones, 4096,
-//! 64. With `rules`: what p0 and the size of a top-up cost, instead.
+//! `cargo run --release -p psa --example first_level -- [TRACES] [TOKENS] [QUERIES] [rules|channels]`, by default the bundled
+//! ones, 4096, 64. With `rules`: what p0 and the size of a top-up cost, instead. With `channels`: half of the channels
+//! against 2+2 at several masses, so that they can be compared at the same missed mass.
 
 use std::error::Error;
 use std::path::Path;
@@ -157,6 +158,7 @@ struct Totals {
 /// How a step stops: the estimated mass that is planned for, and blocks of a top-up.
 #[derive(Clone, Copy)]
 struct Rule {
+    p: f64,
     p0: f64,
     chunk: usize,
 }
@@ -165,7 +167,7 @@ struct Rule {
 fn run(
     context: &Context,
     group: usize,
-    Rule { p0, chunk }: Rule,
+    Rule { p, p0, chunk }: Rule,
     mut estimate: Estimator<'_>,
     totals: &mut Totals,
 ) {
@@ -205,7 +207,7 @@ fn run(
         }
         let planned = count;
         let enough = |count: usize| {
-            (0..heads).all(|g| sum(&exact, g, 0, count) * (1.0 - P) >= P * sum(&believed, g, count, blocks))
+            (0..heads).all(|g| sum(&exact, g, 0, count) * (1.0 - p) >= p * sum(&believed, g, count, blocks))
         };
         while count < blocks && !enough(count) {
             count = (count + chunk).min(blocks);
@@ -477,7 +479,23 @@ fn rules() -> Vec<(String, usize, Rule, Make)> {
         for (name, make) in makes {
             let rule =
                 if p0 == 0.0 { "a block at a time".to_string() } else { format!("p0 {p0}, chunk {chunk}") };
-            rows.push((format!("{name}: {rule}"), 64, Rule { p0, chunk }, make));
+            rows.push((format!("{name}: {rule}"), 64, Rule { p: P, p0, chunk }, make));
+        }
+    }
+    rows
+}
+
+/// Half of the channels and 2+2, at several masses.
+fn half_of_the_channels() -> Vec<(String, usize, Rule, Make)> {
+    let mut rows: Vec<(String, usize, Rule, Make)> = vec![];
+    for p in [0.94, 0.95, 0.955, 0.96, 0.965, 0.97] {
+        let makes: [(&str, Make); 3] = [
+            ("2 + 2", Box::new(|c| nested(c, &[2, 2], 64, false, &[(1.0, 0.5)], false))),
+            ("4 bits of half of the channels", Box::new(|c| channels(c, 4, 64, 0.5))),
+            ("4 bits of 5/8 of the channels", Box::new(|c| channels(c, 4, 64, 0.625))),
+        ];
+        for (name, make) in makes {
+            rows.push((format!("{name}, mass {p}"), 64, Rule { p, p0: p, chunk: 8 }, make));
         }
     }
     rows
@@ -503,7 +521,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut rows: Vec<(String, usize, Rule, Make)> = vec![];
     let mut row = |name: String, group: usize, p0: f64, make: Make| {
-        rows.push((name, group, Rule { p0, chunk: 8 }, make));
+        rows.push((name, group, Rule { p: P, p0, chunk: 8 }, make));
     };
     row(
         "true masses".into(),
@@ -575,8 +593,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             Box::new(move |c| remembering(every, share, nested(c, &[2, 2], 64, false, &[(1.0, 0.5)], false))),
         );
     }
-    if arguments.get(3).is_some_and(|what| what == "rules") {
-        rows = rules();
+    match arguments.get(3).map(String::as_str) {
+        Some("rules") => rows = rules(),
+        Some("channels") => rows = half_of_the_channels(),
+        Some(other) => return Err(format!("{other:?}: use rules or channels").into()),
+        None => {}
     }
     for (name, group, rule, make) in &rows {
         let mut totals = Totals::default();

@@ -8,6 +8,7 @@
 //! Dimension names are those of docs/kernels.md.
 
 use crate::pool::{HostCopy, SlotCopy, TableChange, TableExtents, Tables};
+use crate::store::MAX_BLOCKS;
 use crate::tier::HostTier;
 use crate::{Error, MirrorFormat, Rows, Shape};
 use std::fmt;
@@ -77,7 +78,8 @@ pub struct DecodeStep<'a> {
     pub ranking: Ranking,
     /// Most blocks to read: `[B]`.
     pub budget: &'a [u32],
-    /// Fewest blocks to read, where there are as many: `[B]`.
+    /// Fewest blocks to read, where there are as many: `[B]`. A floor of all blocks is the identity plan: nothing is
+    /// scored.
     pub floor: &'a [u32],
     /// Blocks that are selected together.
     pub unit: usize,
@@ -115,6 +117,27 @@ pub struct DecodeRecord<'a> {
     pub order: &'a mut [u32],
     /// log2 masses by which blocks were ranked `[B, KH * G, NB]`; left alone by [`Ranking::Identity`].
     pub log_mass: &'a mut [f32],
+}
+
+/// One of the last decode steps of a cache, as its device remembers it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecentStep {
+    /// Which of the cache's steps, counted from 0 over all layers.
+    pub number: u64,
+    /// Layer.
+    pub layer: usize,
+    /// What ordered the blocks.
+    pub ranking: Ranking,
+    /// Row of each batch entry in the tables: `[B]`.
+    pub seqs: Vec<u32>,
+    /// Tokens of each: `[B]`.
+    pub lens: Vec<u32>,
+    /// Blocks read, top-up chunks: `[B, KH, 2]`.
+    pub read: Vec<u32>,
+    /// Mass believed read: `[B, KH * G]`.
+    pub mass: Vec<f32>,
+    /// Mirror bytes read: `[B, KH]`.
+    pub metadata: Vec<u32>,
 }
 
 /// Where the selection of a decode step goes.
@@ -167,6 +190,29 @@ pub trait Backend: Send {
             what: "reading K and V back".into(),
             device: self.name(),
             supported: "no way to copy slots to the host",
+        })
+    }
+
+    /// Leaves `read`, `mass` and `metadata` of results on the device from now on, or brings them with each step again;
+    /// while they stay there the results hold anything. False where the device cannot leave them.
+    fn defer_reports(&mut self, defer: bool) -> bool {
+        !defer
+    }
+
+    /// True while results stay on the device.
+    fn defers_reports(&self) -> bool {
+        false
+    }
+
+    /// The last steps, oldest first, as many as the device remembers, by one copy behind everything done so far.
+    ///
+    /// # Errors
+    /// Errors of the device; [`Error::Unsupported`] where it remembers none.
+    fn recent_steps(&mut self) -> Result<Vec<RecentStep>, Error> {
+        Err(Error::Unsupported {
+            what: "remembering steps".into(),
+            device: self.name(),
+            supported: "results with each step: observe the plan after it attended",
         })
     }
 
@@ -251,6 +297,7 @@ type Factory = dyn Fn(&BackendSpec) -> Result<Box<dyn Backend>, Error> + Send + 
 #[derive(Clone)]
 pub struct Device {
     name: String,
+    max_blocks: usize,
     factory: Arc<Factory>,
 }
 
@@ -258,19 +305,32 @@ impl Device {
     /// The CPU, with vector code, on the threads of the current rayon pool.
     pub fn cpu() -> Device {
         Device::from_factory("cpu", |spec| Ok(Box::new(crate::cpu::Cpu::new(spec)?)))
+            .with_max_blocks(MAX_BLOCKS)
     }
 
     /// The plain definition of every stage, f64 where bits are not part of it: slow, for comparisons.
     pub fn reference() -> Device {
         Device::from_factory("reference", |spec| Ok(Box::new(crate::reference::Reference::new(spec)?)))
+            .with_max_blocks(MAX_BLOCKS)
     }
 
-    /// A device of your own.
+    /// A device of your own; its contexts are as long as the kernels' ([`kernels_gpu::layout::MAX_BLOCKS`]).
     pub fn from_factory<F>(name: impl Into<String>, factory: F) -> Device
     where
         F: Fn(&BackendSpec) -> Result<Box<dyn Backend>, Error> + Send + Sync + 'static,
     {
-        Device { name: name.into(), factory: Arc::new(factory) }
+        Device { name: name.into(), max_blocks: kernels_gpu::layout::MAX_BLOCKS, factory: Arc::new(factory) }
+    }
+
+    /// The same with another longest context, in blocks.
+    #[must_use]
+    pub fn with_max_blocks(self, max_blocks: usize) -> Device {
+        Device { max_blocks, ..self }
+    }
+
+    /// Longest context of a sequence, in blocks, memory allowing.
+    pub fn max_blocks(&self) -> usize {
+        self.max_blocks
     }
 
     /// Name, for people.

@@ -13,12 +13,12 @@ mod sequences;
 
 pub use rebuild::{Rebuilt, Shortened};
 
-use crate::backend::{AppendStep, Backend, BackendSpec};
+use crate::backend::{AppendStep, Backend, BackendSpec, RecentStep};
 use crate::pool::{Pool, TableExtents};
 use crate::residency::{Clock, DECAY, Frequency, Lru, Residency};
 use crate::tier::HostTier;
 use crate::{Device, Error, Forced, Mirror, MirrorFormat, Rows, SequenceId, Shape};
-use kernels_gpu::layout::{BLOCK, MAX_BLOCKS, QUANT_GROUP, blocks};
+use kernels_gpu::layout::{BLOCK, QUANT_GROUP, blocks};
 use std::fmt;
 
 /// How much a cache can hold.
@@ -55,7 +55,8 @@ pub struct CacheConfig {
     pub eviction: Eviction,
     /// Most sequences at a time.
     pub max_sequences: usize,
-    /// Most tokens of a sequence; none for as many as the capacity and the kernels (1,048,576) allow.
+    /// Most tokens of a sequence; none for as many as the capacity and the device
+    /// ([`Device::max_blocks`]) allow.
     pub max_tokens: Option<usize>,
     /// What blocks are ranked by.
     pub mirror: Mirror,
@@ -174,10 +175,13 @@ impl KvCache {
         if config.max_sequences == 0 || config.max_sequences > 1 << 16 {
             return config_error(format!("max_sequences = {}", config.max_sequences), "use 1 to 65536");
         }
-        let longest = MAX_BLOCKS * BLOCK;
+        let longest = device.max_blocks() * BLOCK;
         let max_tokens = config.max_tokens.unwrap_or((blocks_in_all / rows * BLOCK).min(longest));
         if max_tokens == 0 || max_tokens > longest {
-            return config_error(format!("max_tokens = {max_tokens}"), "use 1 to 1048576");
+            return config_error(
+                format!("max_tokens = {max_tokens}"),
+                &format!("use 1 to {longest}, the longest context of {}", device.name()),
+            );
         }
         let entries = config.max_sequences * rows * blocks(max_tokens).next_multiple_of(format.blocks());
         if entries > 1 << 30 {
@@ -435,6 +439,33 @@ impl KvCache {
             }
         }
         Ok((k, v))
+    }
+
+    /// Leaves what steps read on the device from now on, or brings it to the host with each step, as at first. A step
+    /// then copies output and lse alone, and [`DecodePlan::report`](crate::DecodePlan::report) knows nothing of it;
+    /// [`KvCache::recent_steps`] does.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where the device has no memory of its own: results are on the host as soon as they are; and
+    /// with a host tier, whose steps look at what was read.
+    pub fn defer_reports(&mut self, defer: bool) -> Result<(), Error> {
+        if !(defer && self.tier.is_some()) && self.backend.defer_reports(defer) {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "leaving reports on the device".into(),
+            device: self.backend.name(),
+            supported: "reports with each step, which cost no copy there",
+        })
+    }
+
+    /// What the last steps read, oldest first, as far as the device remembers: at least the last step, 16 of every layer
+    /// unless batches are very large. One copy, behind everything done so far; no step waits for it.
+    ///
+    /// # Errors
+    /// The device's; [`Error::Unsupported`] where it remembers none.
+    pub fn recent_steps(&mut self) -> Result<Vec<RecentStep>, Error> {
+        self.backend.recent_steps()
     }
 
     pub(crate) fn pool(&self) -> &Pool {

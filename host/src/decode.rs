@@ -6,6 +6,8 @@
 
 use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
 use crate::certificate::round_up;
+use crate::ranges::ValueRange;
+use crate::short::{decode_apart, reads_whole};
 use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, blocks};
 
@@ -14,7 +16,8 @@ use kernels_gpu::layout::{BLOCK, blocks};
 pub enum Path {
     /// The policy reads everything; nothing was scored.
     Dense,
-    /// Blocks were scored, and the plan was to read them all: the bits of dense attention.
+    /// A short context, of which nothing is scored ([`crate::short`]), or blocks were scored and the plan was to read
+    /// them all: the bits of dense attention.
     Identity,
     /// The planned blocks were read.
     Planned,
@@ -153,6 +156,8 @@ struct LayerState {
     done: bool,
     /// Nothing was ranked.
     identity: bool,
+    /// Batch entries of which nothing was ranked, because they are short.
+    whole: Vec<bool>,
     lens: Vec<u32>,
     read: Vec<u32>,
     mass: Vec<f32>,
@@ -176,9 +181,6 @@ pub struct DecodePlan {
     limits: Vec<BlockLimits>,
     budget: Vec<u32>,
     floor: Vec<u32>,
-    /// Targets of `plan` and `merge` in the layer at hand: `[KH]`.
-    target: Vec<u32>,
-    tested: Vec<f32>,
     lse: Vec<f32>,
     scale: f32,
     record: bool,
@@ -188,6 +190,17 @@ pub struct DecodePlan {
 impl Path {
     /// Every path.
     pub const ALL: [Path; 5] = [Path::Dense, Path::Identity, Path::Planned, Path::ToppedUp, Path::Everything];
+
+    /// What became of a plan, by what was read. `dense`: nothing was to be ranked.
+    pub(crate) fn of(dense: bool, topups: usize, blocks_read: usize, blocks_total: usize) -> Path {
+        match () {
+            () if dense => Path::Dense,
+            () if topups > 0 && blocks_read == blocks_total => Path::Everything,
+            () if topups > 0 => Path::ToppedUp,
+            () if blocks_read == blocks_total => Path::Identity,
+            () => Path::Planned,
+        }
+    }
 
     /// Its name in records: `dense`, `identity`, `planned`, `topped_up`, `everything`.
     pub fn name(self) -> &'static str {
@@ -233,8 +246,6 @@ impl DecodePlan {
             seqs: cache.pool().indices(sequences)?,
             budget: vec![0; sequences.len()],
             floor: vec![0; sequences.len()],
-            target: Vec::with_capacity(shape.kv_heads),
-            tested: Vec::with_capacity(shape.kv_heads),
             lse: vec![0.0; sequences.len() * shape.q_heads],
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             record: false,
@@ -436,10 +447,27 @@ impl DecodePlan {
             _ => Ranking::Mirror,
         };
         let identity = ranking == Ranking::Identity;
-        self.target.clear();
-        self.target.extend(policies.iter().map(|p| if identity { 0 } else { p.target(config.mirror) }));
-        self.tested.clear();
-        self.tested.extend(policies.iter().map(|p| if identity { 0.0 } else { p.tested_mass() }));
+        let by_mass = matches!(
+            self.policy,
+            Policy::Progressive { .. } | Policy::TopP { .. } | Policy::Certified { .. }
+        );
+        let (format, unit) = (cache.mirror_format(), config.unit / BLOCK);
+        state.whole.clear();
+        state.whole.extend(state.lens.iter().zip(&self.budget).map(|(&tokens, &budget)| {
+            let tokens = tokens as usize;
+            let uncapped = by_mass && budget as usize >= blocks(tokens);
+            !identity && reads_whole(tokens, format, config.forced, unit, uncapped)
+        }));
+        let all_whole = !identity && state.whole.iter().all(|&whole| whole);
+        let ranking = if all_whole { Ranking::Identity } else { ranking };
+        let apart = !all_whole && state.whole.contains(&true);
+        for (floor, &whole) in self.floor.iter_mut().zip(&state.whole) {
+            *floor = if whole { u32::MAX } else { *floor };
+        }
+        let identity = identity || all_whole;
+        let target: Vec<u32> =
+            policies.iter().map(|p| if identity { 0 } else { p.target(config.mirror) }).collect();
+        let mass: Vec<f32> = policies.iter().map(|p| if identity { 0.0 } else { p.tested_mass() }).collect();
         let step = DecodeStep {
             layer,
             seqs: &self.seqs,
@@ -449,9 +477,9 @@ impl DecodePlan {
             ranking,
             budget: &self.budget,
             floor: &self.floor,
-            unit: config.unit / BLOCK,
-            target: &self.target,
-            mass: &self.tested,
+            unit,
+            target: &target,
+            mass: &mass,
             sink: config.forced.sink,
             recent: config.forced.recent,
         };
@@ -465,9 +493,14 @@ impl DecodePlan {
                 .record
                 .then_some(DecodeRecord { order: &mut state.order, log_mass: &mut state.log_mass }),
         };
-        cache.decode(&step, &mut result)?;
-        state.done = true;
-        state.identity = identity;
+        if apart && !cache.backend.knows_everything() {
+            decode_apart(cache, &step, &state.whole, &mut result)?;
+        } else {
+            cache.decode(&step, &mut result)?;
+        }
+        // Where the results stay on the device, the plan has none.
+        state.done = !cache.backend.defers_reports();
+        state.identity = identity && !all_whole;
         Ok(())
     }
 
@@ -503,14 +536,61 @@ impl DecodePlan {
             metadata_bytes: state.metadata[row] as usize,
             mass: &state.mass[row * self.shape.group()..][..self.shape.group()],
             certified: matches!(self.policy, Policy::Certified { .. }),
-            path: match () {
-                () if state.identity => Path::Dense,
-                () if topups > 0 && blocks_read == blocks_total => Path::Everything,
-                () if topups > 0 => Path::ToppedUp,
-                () if blocks_read == blocks_total => Path::Identity,
-                () => Path::Planned,
-            },
+            path: Path::of(state.identity, topups, blocks_read, blocks_total),
         }
+    }
+
+    /// By how much each output of the layer's last step can be off, because mass was missed: bounds of
+    /// `||o - o_dense||`, `[batch, q_heads]`. `out`: what the step gave, `[batch, q_heads, head_dim]`.
+    ///
+    /// It follows from [`HeadRead::missed`] and the range of V, channel by channel (`ranges.rs`), and says nothing of the
+    /// rounding of attention itself. Reads V of every token: for audits, not for every step.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] where the plan certifies nothing; [`Error::Config`] where the layer was not attended to;
+    /// [`Error::Length`], [`Error::ForeignPlan`], [`Error::UnknownSequence`], [`Error::UnknownLayer`], the device's.
+    pub fn output_bounds(&self, cache: &mut KvCache, layer: usize, out: &[f32]) -> Result<Vec<f32>, Error> {
+        let Shape { q_heads, head_dim, .. } = self.shape;
+        let batch = self.sequences.len();
+        if cache.pool().id() != self.cache {
+            return Err(Error::ForeignPlan);
+        }
+        cache.check_layer(layer)?;
+        if !matches!(self.policy, Policy::Certified { .. }) {
+            return Err(Error::Policy {
+                text: self.policy.to_string(),
+                reason: "it bounds nothing; the output has bounds under certified:E".into(),
+            });
+        }
+        if !self.layers[layer].done {
+            return Err(Error::Config {
+                what: format!("bounds of layer {layer}, which was not attended to"),
+                remedy: "call attend first".into(),
+            });
+        }
+        if out.len() != batch * q_heads * head_dim {
+            return Err(Error::Length {
+                tensor: "out",
+                expected: batch * q_heads * head_dim,
+                got: out.len(),
+                layout: format!("[batch = {batch}, q_heads = {q_heads}, head_dim = {head_dim}]"),
+            });
+        }
+        let mut bounds = Vec::with_capacity(batch * q_heads);
+        for head in self.heads(layer) {
+            let (_, values) = cache.keys_and_values(head.sequence, layer, head.kv_head, head.tokens)?;
+            let range = ValueRange::of(self.shape.dtype, head_dim, &values);
+            let outputs = out[bounds.len() * head_dim..].chunks(head_dim);
+            bounds.extend(
+                outputs.take(head.mass.len()).enumerate().map(|(g, out)| range.error(head.missed(g), out)),
+            );
+        }
+        Ok(bounds)
+    }
+
+    /// Rows of the batch in the tables, as [`RecentStep`](crate::backend::RecentStep) names them.
+    pub(crate) fn rows(&self) -> &[u32] {
+        &self.seqs
     }
 
     /// Blocks read in the layer's last step, in the order of their ranks; none where the plan keeps no
@@ -525,10 +605,10 @@ impl DecodePlan {
     }
 
     /// log2 masses of all blocks by which the layer's last step ranked them, for one query head; none
-    /// where there is no record, and for plans that read everything by definition.
+    /// where there is no record, for plans that read everything by definition, and for short contexts.
     pub fn log_mass(&self, layer: usize, entry: usize, q_head: usize) -> Option<&[f32]> {
         let state = self.recorded(layer)?;
-        if entry >= self.seqs.len() || q_head >= self.shape.q_heads || state.identity {
+        if entry >= self.seqs.len() || q_head >= self.shape.q_heads || state.identity || state.whole[entry] {
             return None;
         }
         let row = entry * self.shape.q_heads + q_head;

@@ -65,6 +65,7 @@ pub mod plot;
 pub mod pool;
 pub mod reference;
 pub mod residency;
+pub mod short;
 pub mod store;
 pub mod telemetry;
 pub mod tier;
@@ -78,6 +79,7 @@ mod element;
 mod error;
 mod mirror;
 mod policy;
+mod ranges;
 mod shape;
 
 pub use backend::Device;

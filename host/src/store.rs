@@ -10,6 +10,11 @@ use crate::tier::HostTier;
 use crate::{Dtype, Error, MirrorFormat, Shape};
 use kernels_gpu::layout::{BLOCK, blocks, key_offset, slot_elements, value_offset};
 
+/// Longest context of the cpu and the reference, in blocks: 2,097,152 tokens. Memory allowing there is one limit, the fixed
+/// point of `plan`: block masses below 2^30, times a share of 16 bits, summed over 2^17 blocks, stay below 2^63. (The stop
+/// test's exact sum holds 2^22 tokens.) The kernels' limit is [`kernels_gpu::layout::MAX_BLOCKS`].
+pub const MAX_BLOCKS: usize = 1 << 17;
+
 /// The arenas.
 #[derive(Debug)]
 pub struct HostStore {

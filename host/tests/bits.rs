@@ -4,7 +4,7 @@ mod common;
 
 use common::{Batch, step};
 use psa::cpu::{Cpu, Isa};
-use psa::{Budget, Device, Dtype, KvCache, Mirror, Path, Policy, Shape};
+use psa::{BlockLimits, Budget, DecodePlan, Device, Dtype, KvCache, Mirror, Path, Policy, Shape};
 
 const SHAPE: Shape = Shape { layers: 1, q_heads: 6, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
 const LENGTHS: [usize; 5] = [70, 1, 640, 333, 1025];
@@ -39,15 +39,87 @@ fn plans_of_everything_have_the_bits_of_dense_attention() {
 }
 
 #[test]
-fn short_contexts_have_the_bits_of_dense_attention() {
-    // Up to four blocks: sink, recent and open group are everything.
-    for tokens in [1, 16, 17, 48, 63] {
-        let batch = Batch::random(SHAPE, &[tokens], tokens as u64);
-        let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits2);
-        let dense = step(&batch, &mut cache, &sequences, &[0], Policy::Dense);
-        let sparse = step(&batch, &mut cache, &sequences, &[0], Policy::Progressive { mass: 0.1 });
-        assert_eq!(sparse.bits(), dense.bits());
-        assert!(sparse.report.heads.iter().all(|h| h.path == Path::Identity));
+fn short_contexts_read_no_metadata_and_longer_ones_do() {
+    for mirror in [Mirror::Bits2, Mirror::Bits4, Mirror::Nested, Mirror::Box] {
+        let policies = match mirror {
+            Mirror::Box => vec![Policy::Quest(Budget::Fraction(0.1))],
+            _ => vec![
+                Policy::Progressive { mass: 0.1 },
+                Policy::TopP { mass: 0.1 },
+                Policy::Certified { missed: 0.5 },
+                Policy::TopK(Budget::Blocks(1)),
+            ],
+        };
+        for device in [Device::cpu(), Device::reference()] {
+            for policy in &policies {
+                // Where nothing is left to choose a budget does not matter; elsewhere it is kept.
+                let budget = matches!(policy, Policy::Quest(_) | Policy::TopK(_));
+                for tokens in [1, 16, 17, 48, 63, 64, 80, 127, 128, 300] {
+                    let batch = Batch::random(SHAPE, &[tokens], tokens as u64);
+                    let (mut cache, sequences) = batch.cache(&device, mirror);
+                    let dense = step(&batch, &mut cache, &sequences, &[0], Policy::Dense);
+                    let sparse = step(&batch, &mut cache, &sequences, &[0], *policy);
+                    let whole = tokens < if budget { 64 } else { 128 };
+                    let what = format!("{policy} on {mirror}, {tokens} tokens, {}", device.name());
+                    for head in &sparse.report.heads {
+                        assert_eq!(head.metadata_bytes == 0, whole, "{what}");
+                        assert!(!whole || head.path == Path::Identity, "{what}: {:?}", head.path);
+                        assert!(
+                            !whole || head.mass.iter().all(|&mass| mass == 1.0),
+                            "{what}: {:?}",
+                            head.mass
+                        );
+                    }
+                    assert_eq!(sparse.plan.log_mass(0, 0, 0).is_none(), whole, "{what}");
+                    if whole {
+                        assert_eq!(sparse.bits(), dense.bits(), "{what}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cap_is_kept_however_short_the_context() {
+    let batch = Batch::random(SHAPE, &[127], 7);
+    let (mut cache, sequences) = batch.cache(&Device::cpu(), Mirror::Bits2);
+    let mut plan = DecodePlan::new(&cache, &sequences, Policy::Progressive { mass: 0.99 }).unwrap();
+    plan.set_block_limits(&[BlockLimits { min: 0, max: 6 }]).unwrap();
+    let mut out = vec![0.0; SHAPE.query_elements()];
+    plan.attend(&mut cache, 0, batch.q[0].rows(), &mut out).unwrap();
+    assert!(plan.report().heads.iter().all(|head| head.blocks_read == 6 && head.metadata_bytes > 0));
+}
+
+/// Kernels take one kind of plan a launch; a batch of both kinds is two steps there, and nobody can tell.
+#[test]
+fn short_and_long_sequences_of_a_batch_get_what_they_get_alone_on_kernels_too() {
+    let batch = Batch::random(SHAPE, &[70, 1, 333, 127, 128], 11);
+    let policy = Policy::Progressive { mass: 0.6 };
+    for device in [Device::cpu(), Device::emulator()] {
+        let (mut cache, sequences) = batch.cache(&device, Mirror::Bits2);
+        let together = step(&batch, &mut cache, &sequences, &ALL, policy);
+        let row = SHAPE.query_elements();
+        for entry in ALL {
+            let alone = step(&batch, &mut cache, &sequences, &[entry], policy);
+            assert_eq!(together.out[entry * row..][..row], alone.out, "{} {entry}", device.name());
+            assert_eq!(together.lse[entry * 6..][..6], alone.lse, "{} {entry}", device.name());
+            for kv_head in 0..2 {
+                let (a, b) = (&together.report.heads[2 * entry + kv_head], &alone.report.heads[kv_head]);
+                assert_eq!(
+                    (a.blocks_read, a.topups, a.metadata_bytes, a.path, &a.mass),
+                    (b.blocks_read, b.topups, b.metadata_bytes, b.path, &b.mass),
+                    "{} {entry}",
+                    device.name()
+                );
+                assert_eq!(together.plan.selection(0, entry, kv_head), alone.plan.selection(0, 0, kv_head));
+            }
+            for q_head in 0..6 {
+                assert_eq!(together.plan.log_mass(0, entry, q_head), alone.plan.log_mass(0, 0, q_head));
+            }
+        }
+        let whole = |entry: usize| together.report.heads[2 * entry].metadata_bytes == 0;
+        assert_eq!(ALL.map(whole), [true, true, false, true, false], "{}", device.name());
     }
 }
 

@@ -274,7 +274,7 @@ fn configurations_that_make_no_sense_are_refused() {
     assert!(new(SHAPE, CacheConfig { capacity: Capacity::Bytes(1000), ..config }).contains("more capacity"));
     assert!(new(SHAPE, CacheConfig { capacity: Capacity::Tokens(usize::MAX), ..config }).contains("2^31"));
     assert!(new(SHAPE, CacheConfig { max_sequences: 0, ..config }).contains("max_sequences = 0"));
-    assert!(new(SHAPE, CacheConfig { max_tokens: Some(2_000_000), ..config }).contains("1048576"));
+    assert!(new(SHAPE, CacheConfig { max_tokens: Some(3_000_000), ..config }).contains("2097152"));
 }
 
 #[test]

@@ -184,3 +184,48 @@ fn certified_needs_finite_keys_and_a_mirror_that_bounds() {
     assert!(error(mean, &Device::cpu()).contains("bounds scores"));
     assert!(error(CacheConfig::default(), &Device::emulator()).contains("does not run on emulator"));
 }
+
+/// What `certified` says of the output holds against dense attention in f64, and is not far from it.
+#[test]
+fn no_output_is_farther_off_than_bounded() {
+    let shape = Shape { layers: 1, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    let lengths = [700, 1, 90, 2000];
+    let batch = common::Batch::random(shape, &lengths, 3);
+    for (mirror, missed) in [(Mirror::Bits8, 0.05), (Mirror::Nested8, 0.3), (Mirror::Bits4, 0.2)] {
+        for device in [Device::cpu(), Device::reference()] {
+            let (mut cache, ids) = batch.cache(&device, mirror);
+            let mut plan = DecodePlan::new(&cache, &ids, Policy::Certified { missed }).unwrap();
+            let mut dense = DecodePlan::new(&cache, &ids, Policy::Dense).unwrap();
+            let q = batch.queries(&[0, 1, 2, 3]);
+            let (mut out, mut whole) = (vec![0.0f32; 16 * 64], vec![0.0f32; 16 * 64]);
+            let unready = plan.output_bounds(&mut cache, 0, &out).unwrap_err().to_string();
+            assert!(unready.contains("call attend first"), "{unready}");
+            plan.attend(&mut cache, 0, q.rows(), &mut out).unwrap();
+            dense.attend(&mut cache, 0, q.rows(), &mut whole).unwrap();
+            let bounds = plan.output_bounds(&mut cache, 0, &out).unwrap();
+            assert_eq!(
+                bounds,
+                plan.output_bounds(&mut cache, 0, &out).unwrap(),
+                "a second look sees the same"
+            );
+            let mut closed = 0;
+            for (row, &bound) in bounds.iter().enumerate() {
+                let pairs = out[row * 64..][..64].iter().zip(&whole[row * 64..][..64]);
+                let off = pairs.map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+                // f32 attention twice: sums of 2,000 weights, values below 5; 2,000 * 2^-24 * 5 in each of 64 channels,
+                // and scores a few 1e-6 off.
+                assert!(off <= bound + 2e-2, "{mirror} {row}: {off} {bound}");
+                closed += (bound > 0.0) as usize;
+                let head = &plan.report().heads[row / 2];
+                assert_eq!(bound == 0.0, head.blocks_read == head.blocks_total, "{row}");
+                // The share missed of at most the whole range of normal values, +-4 in 64 channels.
+                assert!(bound <= missed * 8.0 * 8.0 * 1.3, "{mirror} {row}: {bound}");
+            }
+            assert!(closed >= 4, "{mirror}: {closed}");
+            let short = plan.output_bounds(&mut cache, 0, &out[1..]).unwrap_err().to_string();
+            assert!(short.contains("out has 1023 elements, expected 1024"), "{short}");
+            let none = dense.output_bounds(&mut cache, 0, &whole).unwrap_err().to_string();
+            assert!(none.contains("dense") && none.contains("certified:E"), "{none}");
+        }
+    }
+}

@@ -164,7 +164,7 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
         (&["eval", "--traces", BUNDLED, "--mirror", "box"], &["progressive:0.95", "2 or 4 bits"]),
         (&["eval", "--traces", BUNDLED, "--unit", "48"], &["16, 32 or 64"]),
         (&["eval", "--traces", BUNDLED, "--quant-group", "48"], &["32, 64, 128 or 256"]),
-        (&["eval", "--traces", BUNDLED, "--recent", "9000"], &["0 to 8192"]),
+        (&["eval", "--traces", BUNDLED, "--recent", "200000"], &["0 to 131072"]),
         (&["eval", "--traces", BUNDLED, "--queries", "0"], &["at least one query"]),
         (
             &["eval", "--traces", BUNDLED, "--backend", "cuda"],

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{Batch, Tensor};
+use openmetrics_parser::prometheus::parse_prometheus;
 use psa::telemetry::{Audit, Counters, Labels, Telemetry, prometheus, write_json_lines};
 use psa::{DecodePlan, Device, Dtype, KvCache, Mirror, Path, Policy, SequenceId, Shape};
 use std::collections::{BTreeMap, BTreeSet};
@@ -205,6 +206,13 @@ fn prometheus_text_is_valid_and_says_what_the_counters_say() {
         [Labels::new([("policy", odd.clone())]).unwrap(), Labels::new([("policy", "p".into())]).unwrap()];
     let text = prometheus(&[(&labels[0], &watched), (&labels[1], &plain)]);
 
+    // A parser that others wrote takes it whole, and takes no metric twice.
+    let exposition = parse_prometheus(&text).unwrap();
+    for (name, samples) in [("psa_blocks_read_total", 4), ("psa_path_steps_total", 4 * Path::ALL.len())] {
+        assert_eq!(exposition.families[name].iter_samples().count(), samples, "{name}");
+    }
+    assert!(parse_prometheus(&format!("{text}{text}")).is_err());
+
     let (mut types, mut helps, mut seen) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
     let mut values = BTreeMap::new();
     let mut current = String::new();
@@ -218,6 +226,7 @@ fn prometheus_text_is_valid_and_says_what_the_counters_say() {
             assert_eq!(types.insert(name.to_owned(), kind.to_owned()), None, "{name} has two TYPE lines");
             assert_eq!(kind == "counter", name.ends_with("_total"), "{name} {kind}");
             assert!(helps.contains(name), "HELP comes first");
+            assert!(exposition.families.contains_key(name), "{name} has no sample");
             current = name.to_owned();
         } else {
             let (name, labels, value) = sample(line);

@@ -29,9 +29,9 @@ fn dense_equals_the_identity_plan_bitwise() {
 
 #[test]
 fn short_contexts_are_read_whole_and_bitwise_dense() {
-    // Sink, two recent blocks and the open group cover everything up to 112 tokens here.
+    // Fewer than two mirror pages: psa::short. Nothing is scored.
     let shape = Shape { layers: 1, q_heads: 4, kv_heads: 1, head_dim: 64, dtype: Dtype::Bf16 };
-    let workload = Workload::random(shape, &[5, 16, 48, 63], 2);
+    let workload = Workload::random(shape, &[5, 16, 48, 63, 127], 2);
     for device in [Device::reference(), Device::cpu(), Device::emulator()] {
         let dense = bits(&device, &workload, Policy::Dense);
         assert_eq!(dense, bits(&device, &workload, Policy::Progressive { mass: 0.5 }), "{}", device.name());

@@ -41,6 +41,19 @@ pub enum CliError {
         /// Case.
         case: String,
     },
+    /// A context that does not fit the memory.
+    #[error(
+        "contexts of {tokens} tokens take about {needed} bytes to make and compare, and {available} are there; use fewer \
+         tokens with --lengths, or one case with --case"
+    )]
+    Memory {
+        /// Tokens.
+        tokens: usize,
+        /// Bytes.
+        needed: usize,
+        /// Bytes.
+        available: usize,
+    },
     /// The picture cannot be written.
     #[error("cannot write {file}: {source}; name another file with --out")]
     Picture {

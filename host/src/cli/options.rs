@@ -1,8 +1,8 @@
 //! Options that several commands share.
 
 use clap::Args;
-use kernels_gpu::layout::MAX_BLOCKS;
 use psa::eval::Entrant;
+use psa::store::MAX_BLOCKS;
 use psa::{BlockLimits, Forced, Mirror, Policy};
 
 use super::Backend;

@@ -138,6 +138,7 @@ impl Planner<'_> {
         let Ranked { order, log_mass, bound, width, rounding } = buffers;
         let mut metadata = 0;
         let planned = match step.ranking {
+            _ if limits.floor >= view.blocks() => plan::identity(view.blocks(), order),
             Ranking::Identity => plan::identity(view.blocks(), order),
             Ranking::Mirror => {
                 let scores = score::Scores { log_mass, width, bounds: None };

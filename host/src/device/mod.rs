@@ -7,6 +7,7 @@
 
 pub mod launches;
 pub mod plans;
+mod ring;
 
 mod moves;
 
@@ -15,13 +16,16 @@ use kernels_gpu::layout::{BLOCK, full_groups, key_offset, slot_elements, splits,
 
 use psa_codegen::{LaunchError, Region};
 
-use crate::backend::{AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking, Selection};
+use crate::backend::{
+    AppendStep, Backend, BackendSpec, DecodeResult, DecodeStep, Ranking, RecentStep, Selection,
+};
 use crate::driver::{Driver, DriverError, Emulated, EmulatedOptions};
 use crate::pool::{HostCopy, SlotCopy, TableChange, Tables};
 use crate::tier::HostTier;
 use crate::{Device, Dtype, Error};
 use launches::{BatchAddresses, CacheAddresses, Step, StepAddresses};
 use plans::PlanScratch;
+use ring::Ring;
 
 impl Device {
     /// The shipped PTX on the CPU, executed by the emulator with its checkers on. For checking, not for
@@ -98,8 +102,6 @@ struct Scratch {
     partial_ml: Buffer,
     out: Buffer,
     lse: Buffer,
-    read: Buffer,
-    mass: Buffer,
     /// Slots from the host tier, packed, before `gather` spreads them.
     staging: Buffer,
     pairs: Buffer,
@@ -111,6 +113,10 @@ struct Kernels {
     name: String,
     cache: CacheAddresses,
     scratch: Scratch,
+    /// `read` and `mass` of the last steps.
+    ring: Ring,
+    /// They stay there.
+    deferred: bool,
 }
 
 impl Kernels {
@@ -149,7 +155,9 @@ impl Kernels {
             let at = cache.arena.address() + (hole as usize * spec.shape.slot_bytes()) as u64;
             driver.upload(at, &vec![0; spec.shape.slot_bytes()]).map_err(failed(&name, "clear"))?;
         }
-        Ok(Kernels { driver, name, cache, scratch: Scratch::default() })
+        let ring =
+            Ring::new(driver.as_mut(), &spec.shape, extents.sequences).map_err(failed(&name, "allocate"))?;
+        Ok(Kernels { driver, name, cache, scratch: Scratch::default(), ring, deferred: false })
     }
 
     /// Memory for a batch's description.
@@ -221,6 +229,7 @@ impl Kernels {
             run_peak: s.run_peak.reserve(d, run_peak, "run_peak")?,
             run_mass: s.run_mass.reserve(d, run_mass, "run_mass")?,
         };
+        let (read, mass) = self.ring.next(rows, heads);
         let a = StepAddresses {
             plan_scratch,
             q: s.q.reserve(d, 2 * heads * shape.head_dim, "q")?,
@@ -234,8 +243,8 @@ impl Kernels {
             partial_ml: s.partial_ml.reserve(d, 8 * heads * max_splits, "partial_ml")?,
             out: s.out.reserve(d, 4 * heads * shape.head_dim, "out")?,
             lse: s.lse.reserve(d, 4 * heads, "lse")?,
-            read: s.read.reserve(d, 8 * rows, "read")?,
-            mass: s.mass.reserve(d, 4 * heads, "mass")?,
+            read,
+            mass,
             max_splits,
         };
         Ok((batch, a))
@@ -285,6 +294,9 @@ impl Kernels {
         again: bool,
         result: &mut DecodeResult<'_>,
     ) -> Result<(), DriverError> {
+        if again {
+            self.ring.take_back();
+        }
         let (batch, a) = self.addresses(step)?;
         self.queue(step, (&batch, &a), false, if again { 1 } else { 2 })?;
         self.results(step, &a, result)
@@ -299,13 +311,16 @@ impl Kernels {
         let (shape, what, d) = (self.cache.shape, stages(step), self.driver.as_mut());
         d.download(a.out.address(), bytemuck::cast_slice_mut(result.out))?;
         d.download(a.lse.address(), bytemuck::cast_slice_mut(result.lse))?;
-        d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
-        d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
+        if !self.deferred {
+            d.download(a.read.address(), bytemuck::cast_slice_mut(result.read))?;
+            d.download(a.mass.address(), bytemuck::cast_slice_mut(result.mass))?;
+        }
         let page_bytes = self.cache.mirror_kind.page_bytes(shape.head_dim);
         for (row, metadata) in result.metadata.iter_mut().enumerate() {
             let pages = full_groups(step.lens[row / shape.kv_heads] as usize);
             *metadata = if what == Step::Identity { 0 } else { (pages * page_bytes) as u32 };
         }
+        self.ring.launched(step, result.metadata.to_vec());
         if let Some(record) = &mut result.record {
             d.download(a.order.address(), bytemuck::cast_slice_mut(record.order))?;
             if what != Step::Identity {
@@ -427,6 +442,20 @@ impl Backend for Kernels {
         self.upload_slots(copies, tier).map_err(|e| failed(&self.name, "fetch from the host tier")(e))
     }
 
+    fn defer_reports(&mut self, defer: bool) -> bool {
+        self.deferred = defer;
+        true
+    }
+
+    fn defers_reports(&self) -> bool {
+        self.deferred
+    }
+
+    fn recent_steps(&mut self) -> Result<Vec<RecentStep>, Error> {
+        let steps = self.ring.fetch(self.driver.as_mut(), &self.cache.shape);
+        steps.map_err(failed(&self.name, "fetch recent steps"))
+    }
+
     fn read_tokens(&mut self, slots: &[u32], k: &mut [u16], v: &mut [u16]) -> Result<(), Error> {
         let (d, arena) = (self.cache.shape.head_dim, self.cache.arena.address());
         let parts = k.chunks_mut(BLOCK * d).zip(v.chunks_mut(BLOCK * d));
@@ -466,12 +495,16 @@ impl Drop for Kernels {
             s.partial_ml,
             s.out,
             s.lse,
-            s.read,
-            s.mass,
             s.staging,
             s.pairs,
         ];
-        let cache = [self.cache.arena, self.cache.mirror, self.cache.block_table, self.cache.mirror_table];
+        let cache = [
+            self.cache.arena,
+            self.cache.mirror,
+            self.cache.block_table,
+            self.cache.mirror_table,
+            self.ring.memory(),
+        ];
         let used = scratch.iter().filter(|b| b.0.bytes() > 0).map(|b| b.0);
         for region in used.chain(cache) {
             // Nothing useful can be done about a device that does not take its memory back.

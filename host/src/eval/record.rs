@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::{Entrant, Replay, Stats, Step};
 use crate::telemetry::{AuditRecord, Telemetry};
-use crate::{Dtype, MirrorFormat, Policy, Shape};
+use crate::{Dtype, MirrorFormat, Path, Policy, Shape};
 
 /// Summary of one entrant on one case, or on all.
 #[derive(Clone, Debug, Serialize)]
@@ -45,6 +45,8 @@ pub struct Record {
     pub lse_error: LseError,
     /// Share of steps that read on after the plan.
     pub topup_fraction: f64,
+    /// Share of steps that read everything without a top-up: dense, short contexts, and plans of everything.
+    pub identity_fraction: f64,
     /// By `certified`: share of (step, query head) whose bound closed before everything was read. Null for
     /// other policies.
     pub certified_fraction: Option<f64>,
@@ -158,6 +160,10 @@ fn summary<'a>(
         output_error: Stats::of(&all(|s| &s.output_error)),
         lse_error: LseError { max: Stats::of(&all(|s| &s.lse_error)).max },
         topup_fraction: share(sum(|s| usize::from(s.topups > 0)), queries),
+        identity_fraction: share(
+            sum(|s| usize::from(matches!(s.path, Path::Dense | Path::Identity))),
+            queries,
+        ),
         certified_fraction: certifies.then(|| share(steps.clone().map(closed).sum(), heads)),
         missed_bound: certifies.then(|| Stats::of(&all(|s| &s.missed_bound))),
         output_bound: certifies.then(|| Stats::of(&all(|s| &s.output_bound))),

@@ -13,8 +13,8 @@ use super::Truth;
 use crate::telemetry::{Audit, Telemetry};
 use crate::traces::{Case, Elements};
 use crate::{
-    BlockLimits, CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, Forced, KvCache, Mirror, Policy,
-    Shape,
+    BlockLimits, CacheConfig, Capacity, DecodePlan, Device, Dtype, Error, Forced, KvCache, Mirror, Path,
+    Policy, Shape,
 };
 
 /// A policy, and what it ranks by.
@@ -71,6 +71,8 @@ pub struct Step {
     pub blocks_total: usize,
     /// Chunks read after the plan.
     pub topups: usize,
+    /// What became of the plan.
+    pub path: Path,
     /// Mirror bytes read to make the plan.
     pub metadata_bytes: usize,
     /// Bytes of K and V that the query sees, 2 bytes an element.
@@ -79,8 +81,7 @@ pub struct Step {
     pub missed: Vec<f64>,
     /// Largest share that can have been missed, by query head; empty where the policy certifies nothing.
     pub missed_bound: Vec<f64>,
-    /// Bound of the output error that follows from it: `||o - o_dense||` is at most the missed share times
-    /// the norm of the range of V, over the channels; relative to `||o_dense||`.
+    /// Bound of the output error that follows from it ([`DecodePlan::output_bounds`]), relative to `||o_dense||`.
     pub output_bound: Vec<f64>,
     /// ||o - o_dense|| / ||o_dense||, by query head.
     pub output_error: Vec<f64>,
@@ -332,8 +333,12 @@ impl<'a> Run<'a> {
             let what = format!("{}, {what} {i}", plan.policy());
             move |source| EvalError::Run { case: case.name.clone(), what, source }
         };
-        let (failed, not_observed, not_audited) =
-            (failed("query"), failed("telemetry of query"), failed("audit of query"));
+        let (failed, not_observed, not_audited, not_bounded) = (
+            failed("query"),
+            failed("telemetry of query"),
+            failed("audit of query"),
+            failed("output bounds of query"),
+        );
         plan.attend_with_lse(&mut self.cache, 0, rows, &mut out, &mut lse).map_err(failed)?;
         let time = start.elapsed();
         telemetry.observe(i as u64, plan, 0).map_err(not_observed)?;
@@ -342,6 +347,10 @@ impl<'a> Run<'a> {
             telemetry.add_audits(audits.map_err(not_audited)?);
         }
 
+        let output_bound = match plan.policy() {
+            Policy::Certified { .. } => plan.output_bounds(&mut self.cache, 0, &out).map_err(not_bounded)?,
+            _ => vec![],
+        };
         let report = plan.report();
         let selection = plan.selection(0, 0, 0).unwrap_or_default();
         let impossible = |what: String| EvalError::Selection {
@@ -369,10 +378,11 @@ impl<'a> Run<'a> {
             blocks_read: head.blocks_read,
             blocks_total: head.blocks_total,
             topups: head.topups,
+            path: head.path,
             metadata_bytes: head.metadata_bytes,
             seen_bytes: case.visible(i) * 2 * d * Dtype::BYTES,
             missed: (0..group).map(|g| self.truth.missed(i, g, selection)).collect(),
-            output_bound: output_bounds(case, i, &missed_bound),
+            output_bound: relative(&output_bound, case, i),
             missed_bound,
             output_error,
             lse_error,
@@ -383,28 +393,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// By query head: missed share times the norm of the range of V over the tokens seen, relative to the norm of the
-/// dense output. `o - o_dense = missed (mean of V read - mean of V unread)`, both inside the range.
-fn output_bounds(case: &Case, query: usize, missed: &[f64]) -> Vec<f64> {
-    let (d, seen) = (case.head_dim, case.visible(query));
-    if missed.is_empty() {
-        return vec![];
-    }
-    let (mut low, mut high) = (vec![f64::INFINITY; d], vec![f64::NEG_INFINITY; d]);
-    for row in case.v.to_f64(0..seen * d).chunks_exact(d) {
-        for c in 0..d {
-            low[c] = low[c].min(row[c]);
-            high[c] = high[c].max(row[c]);
-        }
-    }
-    let range = low.iter().zip(&high).map(|(low, high)| (high - low).powi(2)).sum::<f64>().sqrt();
-    let dense = |g: usize| &case.out[(g * case.queries + query) * d..][..d];
+/// Bounds of `||o - o_dense||` relative to `||o_dense||`, by query head.
+fn relative(bounds: &[f32], case: &Case, query: usize) -> Vec<f64> {
+    let dense = |g: usize| &case.out[(g * case.queries + query) * case.head_dim..][..case.head_dim];
     let norm = |o: &[f32]| o.iter().map(|&x| (x as f64).powi(2)).sum::<f64>().sqrt();
-    missed
-        .iter()
-        .enumerate()
-        .map(|(g, missed)| missed * range / norm(dense(g)).max(f64::MIN_POSITIVE))
-        .collect()
+    let relative = |(g, &bound): (usize, &f32)| bound as f64 / norm(dense(g)).max(f64::MIN_POSITIVE);
+    bounds.iter().enumerate().map(relative).collect()
 }
 
 /// Checks that `selection` is `read` different blocks below `blocks`.

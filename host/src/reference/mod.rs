@@ -62,8 +62,10 @@ impl Reference {
         let group = self.store.shape.group();
         let scored = |bounds| score::score(view, &*self.estimator, q, step.scale, bounds);
         let (mut rounding, mut metadata) = (None, 0);
+        let identity = || (vec![], Plan::identity(view.blocks(), group));
         let (log_mass, plan) = match step.ranking {
-            Ranking::Identity => (vec![], Plan::identity(view.blocks(), group)),
+            _ if limits.floor >= view.blocks() => identity(),
+            Ranking::Identity => identity(),
             Ranking::Mirror => {
                 let scored = scored(false);
                 metadata = scored.metadata;

@@ -10,9 +10,9 @@
 use crate::{DecodePlan, Error, HeadRead, KvCache, Path, Rows, SequenceId, Shape, widen};
 use kernels_gpu::layout::BLOCK;
 
-/// What a certified bound may be below the truth as f64 arithmetic finds it: a sum of up to 131,072 masses in f64 is off by
-/// less than 131,072 * 2^-53 of itself.
-const F64_ROUNDING: f64 = 2e-11;
+/// What a certified bound may be below the truth as f64 arithmetic finds it: a sum of up to 2^21 masses in f64 is off by less
+/// than 2^21 * 2^-53 = 2.4e-10 of itself.
+const F64_ROUNDING: f64 = 2.5e-10;
 
 /// What any other belief may be below the truth before it counts as too low: it comes from f32 attention, whose masses are
 /// off by about 1e-6, and ten times that is still nothing to anybody.

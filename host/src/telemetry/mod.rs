@@ -6,13 +6,16 @@
 //! [`write_json_lines`] and [`prometheus`] export both.
 //!
 //! What is observed are results that the step brings to the host anyway, with its output: nothing waits for it, and a
-//! full ring allocates nothing.
+//! full ring allocates nothing. Where even that is too much they stay in device memory
+//! ([`KvCache::defer_reports`](crate::KvCache::defer_reports)), and [`Telemetry::observe_recent`] takes down what the
+//! device remembers, once every some steps.
 //!
 //! Trap: a plan tells the *last* step of a layer. Observe each layer once a step, or steps are missed or counted twice.
 
 mod audit;
 mod export;
 
+use crate::backend::{Ranking, RecentStep};
 use crate::{DecodePlan, Error, HeadRead, Path, SequenceId, Shape};
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -158,6 +161,8 @@ pub struct Telemetry {
     dropped_audits: u64,
     /// `[layers, kv_heads]`.
     audit_counters: Vec<AuditCounters>,
+    /// Steps of a device's memory that were taken down, or were lost.
+    recent: u64,
 }
 
 impl Telemetry {
@@ -176,6 +181,7 @@ impl Telemetry {
             audits: VecDeque::new(),
             dropped_audits: 0,
             audit_counters: vec![AuditCounters::default(); rows],
+            recent: 0,
         }
     }
 
@@ -184,12 +190,7 @@ impl Telemetry {
     /// # Errors
     /// [`Error::UnknownLayer`]; [`Error::Config`] where the plan is of another geometry.
     pub fn observe(&mut self, step: u64, plan: &DecodePlan, layer: usize) -> Result<(), Error> {
-        if plan.shape() != self.shape {
-            return Err(Error::Config {
-                what: format!("telemetry of {:?} observes a plan of {:?}", self.shape, plan.shape()),
-                remedy: "make it with Telemetry::new(plan.shape(), ..)".into(),
-            });
-        }
+        self.check(plan)?;
         if layer >= self.shape.layers {
             return Err(Error::UnknownLayer { layer, layers: self.shape.layers });
         }
@@ -199,6 +200,65 @@ impl Telemetry {
             self.keep(step, &head);
         }
         Ok(())
+    }
+
+    /// Takes down the steps of a plan that the device remembers ([`KvCache::recent_steps`]) and that were not taken down
+    /// before, in place of [`Telemetry::observe`]: a record's step is the [`RecentStep::number`]. Says how many steps of
+    /// the cache were forgotten in between; call it at least once every 16 steps, and there are none. Steps of sequences
+    /// that are not the plan's are left out.
+    ///
+    /// # Errors
+    /// [`Error::Config`] where the plan is of another geometry.
+    ///
+    /// [`KvCache::recent_steps`]: crate::KvCache::recent_steps
+    pub fn observe_recent(&mut self, plan: &DecodePlan, steps: &[RecentStep]) -> Result<u64, Error> {
+        self.check(plan)?;
+        let Shape { layers, kv_heads, .. } = self.shape;
+        let (group, mut forgotten) = (self.shape.group(), 0);
+        for step in steps.iter().filter(|step| step.layer < layers) {
+            if step.number < self.recent {
+                continue;
+            }
+            forgotten += step.number - self.recent;
+            self.recent = step.number + 1;
+            let dense = step.ranking == Ranking::Identity && plan.policy().reads_everything();
+            for (place, (&row, &tokens)) in step.seqs.iter().zip(&step.lens).enumerate() {
+                let Some(entry) = plan.rows().iter().position(|&own| own == row) else { continue };
+                for kv_head in 0..kv_heads {
+                    let at = place * kv_heads + kv_head;
+                    let (blocks_read, topups) = (step.read[2 * at] as usize, step.read[2 * at + 1] as usize);
+                    let blocks_total = kernels_gpu::layout::blocks(tokens as usize);
+                    let head = HeadRead {
+                        sequence: plan.sequences()[entry],
+                        entry,
+                        layer: step.layer,
+                        kv_head,
+                        tokens: tokens as usize,
+                        blocks_read,
+                        blocks_total,
+                        topups,
+                        metadata_bytes: step.metadata[at] as usize,
+                        mass: &step.mass[at * group..][..group],
+                        certified: step.ranking == Ranking::Bound,
+                        path: Path::of(dense, topups, blocks_read, blocks_total),
+                    };
+                    let kv_bytes = blocks_read * self.shape.slot_bytes();
+                    self.counters[step.layer * kv_heads + kv_head].add(&head, kv_bytes);
+                    self.keep(step.number, &head);
+                }
+            }
+        }
+        Ok(forgotten)
+    }
+
+    fn check(&self, plan: &DecodePlan) -> Result<(), Error> {
+        if plan.shape() == self.shape {
+            return Ok(());
+        }
+        Err(Error::Config {
+            what: format!("telemetry of {:?} observes a plan of {:?}", self.shape, plan.shape()),
+            remedy: "make it with Telemetry::new(plan.shape(), ..)".into(),
+        })
     }
 
     fn keep(&mut self, step: u64, head: &HeadRead<'_>) {

@@ -78,6 +78,9 @@ pub fn from_dump(file: &str, bytes: &[u8], options: DumpOptions) -> Result<Trace
     Ok(traces)
 }
 
+/// KV heads of one attention call beyond which a dump is taken for one of the other layout.
+const MOST_HEADS: usize = 128;
+
 const ROLES: [[&str; 4]; 3] = [
     ["q", "query", "queries", "query_states"],
     ["k", "key", "keys", "key_states"],
@@ -153,8 +156,27 @@ fn add_call(
         return Err(dump(
             file,
             format!(
-                "{} has {} heads and {} has {}: q must have a multiple",
+                "{} has {} heads and {} has {}: q must have a multiple; is the layout [tokens, heads, head_dim]? then \
+                 use --layout nhd",
                 names[0], q.heads, names[1], k.heads
+            ),
+        ));
+    }
+    // Nothing but its names tells one layout from the other; these sizes are no attention call's.
+    if q.tokens > k.tokens || (k.heads > MOST_HEADS && k.heads > k.tokens) {
+        let (heads, tokens) = match options.layout {
+            Layout::HeadsFirst => ("[tokens, heads, head_dim]", "nhd"),
+            Layout::TokensFirst => ("[heads, tokens, head_dim]", "hnd"),
+        };
+        return Err(dump(
+            file,
+            format!(
+                "{} has {}; {} has {}: there must be a key for every query, and hundreds of KV heads are none; is the \
+                 layout {heads}? then use --layout {tokens}",
+                names[0],
+                shape(&q),
+                names[1],
+                shape(&k)
             ),
         ));
     }
@@ -202,7 +224,17 @@ fn add_call(
             k: stored(names[1], of_head(&k))?,
             v: stored(names[2], of_head(&v))?,
         };
-        traces.cases.push(answer(parts, scale));
+        let case = answer(parts, scale);
+        if let Some(lse) = case.lse.iter().chain(&case.out).find(|x| !x.is_finite()) {
+            return Err(dump(
+                file,
+                format!(
+                    "dense attention over {label} at scale {scale} gives {lse}: q, k or v hold values that are none, or \
+                     q is scaled already; give --scale"
+                ),
+            ));
+        }
+        traces.cases.push(case);
     }
     Ok(())
 }

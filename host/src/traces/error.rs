@@ -14,7 +14,7 @@ pub enum TraceError {
     /// The JSON beside it cannot be read.
     #[error(
         "cannot read {file}: {source}; the scale and origin of {traces} stand in a JSON file of the same \
-         name beside it"
+         name beside it: copy it too, or make both with psa record --from {traces} --to FILE"
     )]
     Description {
         /// Path of the JSON.
@@ -92,7 +92,10 @@ pub enum TraceError {
         file: String,
     },
     /// A part of a case is missing.
-    #[error("{file}: tensor {tensor} is missing; a case needs q, k, v, out and lse")]
+    #[error(
+        "{file}: tensor {tensor} is missing; a case needs q, k, v, out and lse: from q, k and v alone psa record --from \
+         {file} --to FILE makes a whole one"
+    )]
     MissingTensor {
         /// Path.
         file: String,
@@ -100,7 +103,10 @@ pub enum TraceError {
         tensor: String,
     },
     /// Wrong element type.
-    #[error("{file}: tensor {tensor} has element type {found}, expected {expected}; convert it")]
+    #[error(
+        "{file}: tensor {tensor} has element type {found}, expected {expected}; convert it (psa record --from makes traces \
+         of q, k and v in F16, BF16, F32 or F64)"
+    )]
     Dtype {
         /// Path.
         file: String,
@@ -188,8 +194,8 @@ pub enum TraceError {
     },
     /// A context that cannot be made longer.
     #[error(
-        "{case} has {context} tokens and cannot be extended to {tokens}: recordings of at least {shortest} \
-         tokens can be made longer, not shorter"
+        "{case} has {context} tokens and cannot be made to have {tokens}: recordings of at least {shortest} tokens can be \
+         made longer, all can be cut; use a length in between (--lengths of psa lengths, --tokens of psa record)"
     )]
     Extend {
         /// Case.

@@ -18,7 +18,7 @@ use super::answer::{Parts, answer, logits};
 use super::synthetic::elements;
 use super::{Case, Elements, TraceError, Traces};
 use crate::Dtype;
-use kernels_gpu::layout::QUANT_GROUP;
+use kernels_gpu::layout::{BLOCK, QUANT_GROUP};
 
 /// First tokens that stay first: attention sinks are a kind of their own, which distance says nothing of.
 const SINK: usize = QUANT_GROUP;
@@ -35,54 +35,74 @@ const NOISE: f64 = 0.1;
 /// [`TraceError::Extend`] for a length that is not longer than the recorded one, or a recording that is
 /// too short; [`TraceError::Unsupported`] for more than the kernels take.
 pub fn extend(traces: &Traces, tokens: usize, seed: u64) -> Result<Traces, TraceError> {
-    let origin = format!("{}, extended to {tokens} tokens by a model, seed {seed}", traces.origin);
-    let mut cases = Vec::with_capacity(traces.cases.len());
-    for (index, case) in traces.cases.iter().enumerate() {
-        let shortest = SHORTEST.max(4 * case.queries);
-        if case.context < shortest || tokens <= case.context {
-            let (case, context) = (case.name.clone(), case.context);
-            return Err(TraceError::Extend { case, context, tokens, shortest });
-        }
-        super::read::check_geometry(
-            &traces.origin,
-            &case.name,
-            case.group,
-            case.queries,
-            tokens,
-            case.head_dim,
-        )?;
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(index as u64);
-        cases.push(extended(case, traces.scale, tokens, &mut rng));
-    }
-    Ok(Traces { origin, scale: traces.scale, cases })
+    let cases = (0..traces.cases.len()).map(|index| extend_case(traces, index, tokens, seed));
+    Ok(Traces {
+        origin: format!("{}, extended to {tokens} tokens by a model, seed {seed}", traces.origin),
+        scale: traces.scale,
+        cases: cases.collect::<Result<_, _>>()?,
+    })
 }
 
-/// All cases with contexts of `tokens` tokens, no more than recorded: the sink and the last tokens. A
-/// context shorter than two sinks has none. Queries beyond the tokens are left out.
+/// One case as [`extend`] makes it: for lengths of which memory does not hold all cases.
+///
+/// # Errors
+/// As [`extend`]; [`TraceError::NoSuchCase`] where there is no case of this index.
+pub fn extend_case(traces: &Traces, index: usize, tokens: usize, seed: u64) -> Result<Case, TraceError> {
+    let case = of_index(traces, index)?;
+    let shortest = SHORTEST.max(4 * case.queries);
+    if case.context < shortest || tokens <= case.context {
+        let (case, context) = (case.name.clone(), case.context);
+        return Err(TraceError::Extend { case, context, tokens, shortest });
+    }
+    super::read::check_geometry(&traces.origin, &case.name, case.group, case.queries, tokens, case.head_dim)?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(index as u64);
+    Ok(extended(case, traces.scale, tokens, &mut rng))
+}
+
+/// All cases with contexts of `tokens` tokens, no more than recorded: the sink and the last tokens. The sink of a
+/// context shorter than two of them is its first block; of one shorter than two blocks, none. Queries beyond the
+/// tokens are left out.
 ///
 /// # Errors
 /// [`TraceError::Extend`] for more tokens than recorded, or none.
 pub fn cut(traces: &Traces, tokens: usize) -> Result<Traces, TraceError> {
-    let cut_case = |case: &Case| {
-        if tokens == 0 || tokens > case.context {
-            let (case, context) = (case.name.clone(), case.context);
-            return Err(TraceError::Extend { case, context, tokens, shortest: 1 });
-        }
-        let case = case.part(case.queries - case.queries.min(tokens)..case.queries);
-        let d = case.head_dim;
-        let sink = if tokens >= 2 * SINK { SINK } else { 0 };
-        let kept = |x: &Elements| {
-            let mut rows = x.to_f64(0..sink * d);
-            rows.extend(x.to_f64((case.context - tokens + sink) * d..case.context * d));
-            elements(&rows, dtype_of(x))
-        };
-        let (k, v) = (kept(&case.k), kept(&case.v));
-        let Case { name, label, head_dim, group, q, .. } = case;
-        Ok(answer(Parts { name, label, head_dim, group, q, k, v }, traces.scale))
+    let cases = (0..traces.cases.len()).map(|index| cut_case(traces, index, tokens));
+    Ok(Traces {
+        origin: format!("{}, cut to {tokens} tokens", traces.origin),
+        scale: traces.scale,
+        cases: cases.collect::<Result<_, _>>()?,
+    })
+}
+
+/// One case as [`cut`] makes it.
+///
+/// # Errors
+/// As [`cut`]; [`TraceError::NoSuchCase`] where there is no case of this index.
+pub fn cut_case(traces: &Traces, index: usize, tokens: usize) -> Result<Case, TraceError> {
+    let case = of_index(traces, index)?;
+    if tokens == 0 || tokens > case.context {
+        let (case, context) = (case.name.clone(), case.context);
+        return Err(TraceError::Extend { case, context, tokens, shortest: SHORTEST });
+    }
+    let case = case.part(case.queries - case.queries.min(tokens)..case.queries);
+    let d = case.head_dim;
+    let sink = [SINK, BLOCK].into_iter().find(|sink| tokens >= 2 * sink).unwrap_or(0);
+    let kept = |x: &Elements| {
+        let mut rows = x.to_f64(0..sink * d);
+        rows.extend(x.to_f64((case.context - tokens + sink) * d..case.context * d));
+        elements(&rows, dtype_of(x))
     };
-    let cases = traces.cases.iter().map(cut_case).collect::<Result<_, _>>()?;
-    Ok(Traces { origin: format!("{}, cut to {tokens} tokens", traces.origin), scale: traces.scale, cases })
+    let (k, v) = (kept(&case.k), kept(&case.v));
+    let Case { name, label, head_dim, group, q, .. } = case;
+    Ok(answer(Parts { name, label, head_dim, group, q, k, v }, traces.scale))
+}
+
+fn of_index(traces: &Traces, index: usize) -> Result<&Case, TraceError> {
+    traces.cases.get(index).ok_or_else(|| TraceError::NoSuchCase {
+        name: index.to_string(),
+        known: format!("0 to {}", traces.cases.len().saturating_sub(1)),
+    })
 }
 
 fn dtype_of(elements: &Elements) -> Dtype {
@@ -100,8 +120,9 @@ fn extended(case: &Case, scale: f32, tokens: usize, rng: &mut ChaCha8Rng) -> Cas
     let far = SINK..context / 2;
     let deviation = deviations(&keys[far.start * d..far.end * d], d);
 
-    let mut k = keys[..SINK * d].to_vec();
-    let mut v = values[..SINK * d].to_vec();
+    let (mut k, mut v) = (Vec::with_capacity(tokens * d), Vec::with_capacity(tokens * d));
+    k.extend_from_slice(&keys[..SINK * d]);
+    v.extend_from_slice(&values[..SINK * d]);
     // From the oldest octave to the youngest; the oldest is as long as the context asks for.
     let added = tokens - context;
     let mut left = added;
@@ -134,14 +155,17 @@ fn extended(case: &Case, scale: f32, tokens: usize, rng: &mut ChaCha8Rng) -> Cas
     v.extend_from_slice(&values[SINK * d..]);
 
     let dtype = dtype_of(&case.k);
+    // At a million tokens the f64 forms are a GB: gone before the answer makes its own.
+    let stored = |x: Vec<f64>| elements(&x, dtype);
+    let (k, v) = (stored(k), stored(v));
     let parts = Parts {
         name: case.name.clone(),
         label: format!("{}, extended {context} to {tokens}", case.label),
         head_dim: d,
         group: case.group,
         q: case.q.clone(),
-        k: elements(&k, dtype),
-        v: elements(&v, dtype),
+        k,
+        v,
     };
     answer(parts, scale)
 }
@@ -264,7 +288,7 @@ mod tests {
     #[test]
     fn cut_contexts_keep_the_sink_and_the_last_tokens() {
         let whole = bundle();
-        for (tokens, sink) in [(600, 64), (200, 64), (100, 0), (2, 0)] {
+        for (tokens, sink) in [(600, 64), (200, 64), (100, 16), (32, 16), (31, 0), (2, 0)] {
             let short = cut(&whole, tokens).unwrap();
             let (short, whole) = (&short.cases[0], &whole.cases[0]);
             assert_eq!((short.context, short.queries), (tokens, tokens.min(3)));

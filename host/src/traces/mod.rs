@@ -25,7 +25,7 @@ use crate::Rows;
 pub(crate) use answer::logits;
 pub use dump::{DumpOptions, Layout, from_dump};
 pub use error::TraceError;
-pub use extend::{cut, extend};
+pub use extend::{SHORTEST, cut, cut_case, extend, extend_case};
 pub use synthetic::{Geometry, Kind, synthetic};
 pub use write::write;
 

@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
 
 use super::{Case, Elements, FORMAT, SCALES, TraceError, Traces};
+use crate::store::MAX_BLOCKS;
 
 /// Row widths that the kernels have.
 const HEAD_DIMS: [usize; 2] = [64, 128];
@@ -105,7 +106,8 @@ pub(super) fn check_geometry(
         let (file, case) = (file.to_owned(), case.to_owned());
         Err(TraceError::Unsupported { file, case, what, found, supported })
     };
-    let longest = layout::MAX_BLOCKS * layout::BLOCK;
+    // The host's; a device with a lower limit says so itself.
+    let longest = MAX_BLOCKS * layout::BLOCK;
     if queries == 0 {
         return fail("queries", 0, "at least one".to_owned());
     }

@@ -286,8 +286,8 @@ fn every_kind_of_damage_is_an_error_that_names_it() {
         ),
         (
             "a context beyond the limit",
-            |r| r.replace("case0.k", "F16", &[1_048_577, 64], vec![0; 1_048_577 * 64 * 2]),
-            &["context 1048577", "up to 1048576 tokens"],
+            |r| r.replace("case0.k", "F16", &[(1 << 21) + 1, 64], vec![0; ((1 << 21) + 1) * 64 * 2]),
+            &["context 2097153", "up to 2097152 tokens"],
         ),
         (
             "NaN in the keys",
