@@ -195,14 +195,14 @@ impl Streams for Cuda {
     fn peek(&mut self, address: u64) -> Result<u32, DriverError> {
         self.more.counters.peeks += 1;
         let word = match self.more.holding(address, 4) {
-            Some((memory, at)) if at % 4 == 0 => memory.load(at / 4),
+            Some((memory, at)) if at.is_multiple_of(4) => memory.load(at / 4),
             _ => None,
         };
         let word = word.ok_or_else(|| self.not_pinned("peek", address, 4))?;
         // What the device wrote before the flag is visible to what follows.
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
         // A device that failed sets no flag any more: ask now and then, so that nobody looks for ever.
-        if self.more.counters.peeks % 1024 == 0 {
+        if self.more.counters.peeks.is_multiple_of(1024) {
             self.opened.enter()?;
             let failed =
                 std::iter::once(&*self.stream).chain(self.more.streams()).find_map(|s| s.is_idle().err());
