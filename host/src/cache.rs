@@ -129,8 +129,10 @@ pub struct KvCache {
     pool: Pool,
     tier: Option<HostTier>,
     traffic: Traffic,
-    /// Layer of the last decode step: a lower one begins a new step.
+    /// Layer of the last call of a decode step: a lower one begins a new step.
     last_layer: usize,
+    /// First row of the batch whose call began the step: a layer of a step may be several calls, on other rows.
+    first_row: Option<u32>,
     pub(crate) backend: Box<dyn Backend>,
 }
 
@@ -209,7 +211,16 @@ impl KvCache {
                 (pool, Some(HostTier::new(&shape, blocks_in_all)?))
             }
         };
-        Ok(KvCache { shape, config, pool, tier, traffic: Traffic::default(), last_layer: 0, backend })
+        Ok(KvCache {
+            shape,
+            config,
+            pool,
+            tier,
+            traffic: Traffic::default(),
+            last_layer: 0,
+            first_row: None,
+            backend,
+        })
     }
 
     /// Geometry.

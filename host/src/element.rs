@@ -113,6 +113,8 @@ impl<'a> From<&'a Vec<bf16>> for Rows<'a> {
 
 /// How bit patterns become numbers, as a type, so that loops are compiled for each.
 pub(crate) trait Format: Copy + Send + Sync {
+    /// Whether a bit pattern is the upper half of its value's f32.
+    const TOP_OF_F32: bool;
     /// The exact value of a bit pattern.
     fn widen(bits: u16) -> f32;
 }
@@ -122,6 +124,8 @@ pub(crate) trait Format: Copy + Send + Sync {
 pub(crate) struct Bf16;
 
 impl Format for Bf16 {
+    const TOP_OF_F32: bool = true;
+
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         f32::from_bits((bits as u32) << 16)
@@ -133,6 +137,8 @@ impl Format for Bf16 {
 pub(crate) struct F16;
 
 impl Format for F16 {
+    const TOP_OF_F32: bool = false;
+
     #[inline(always)]
     fn widen(bits: u16) -> f32 {
         // Exponent and fraction in f32's places; the exponents' bias differs by 112. Exact for

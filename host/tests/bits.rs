@@ -166,6 +166,19 @@ fn the_number_of_threads_changes_no_bit() {
     }
 }
 
+/// Every level of instructions gives the bits of the first, the portable one.
+fn all_widths_agree(batch: &Batch, mirror: Mirror, policy: Policy) {
+    let run = |isa: Isa| {
+        let device = Device::from_factory("cpu", move |spec| Ok(Box::new(Cpu::with_isa(spec, isa)?)));
+        let (mut cache, sequences) = batch.cache(&device, mirror);
+        step(batch, &mut cache, &sequences, &ALL, policy).bits()
+    };
+    let portable = run(Isa::available()[0]);
+    for &isa in &Isa::available()[1..] {
+        assert!(run(isa) == portable, "{isa}, {:?}, mirror {mirror}", batch.shape);
+    }
+}
+
 #[test]
 fn vector_width_changes_no_bit() {
     for dtype in [Dtype::F16, Dtype::Bf16] {
@@ -173,15 +186,18 @@ fn vector_width_changes_no_bit() {
         for mirror in [Mirror::Bits2, Mirror::Bits4, Mirror::Box] {
             let policy =
                 if mirror == Mirror::Box { Policy::Quest(Budget::Fraction(0.4)) } else { PROGRESSIVE };
-            let run = |isa: Isa| {
-                let device = Device::from_factory("cpu", move |spec| Ok(Box::new(Cpu::with_isa(spec, isa)?)));
-                let (mut cache, sequences) = batch.cache(&device, mirror);
-                step(&batch, &mut cache, &sequences, &ALL, policy).bits()
-            };
-            let portable = run(Isa::available()[0]);
-            for &isa in &Isa::available()[1..] {
-                assert!(run(isa) == portable, "{isa}, {dtype}, mirror {mirror}");
-            }
+            all_widths_agree(&batch, mirror, policy);
+        }
+    }
+}
+
+#[test]
+fn vector_width_changes_no_bit_for_any_group() {
+    // Tiles are of 4, 2 and 1 query heads.
+    for group in 1..=8 {
+        for (head_dim, dtype) in [(64, Dtype::Bf16), (128, Dtype::F16), (128, Dtype::Bf16)] {
+            let shape = Shape { q_heads: 2 * group, head_dim, dtype, ..SHAPE };
+            all_widths_agree(&Batch::random(shape, &LENGTHS, 6), Mirror::Bits2, PROGRESSIVE);
         }
     }
 }

@@ -71,6 +71,28 @@ fn help_of_every_command_has_examples() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn the_model_s_commands_are_passed_to_the_program_beside() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::new("beside");
+    let program = folder.0.join("psa");
+    std::fs::copy(env!("CARGO_BIN_EXE_psa"), &program).unwrap();
+    for name in ["generate", "perplexity", "needles", "serve-bench"] {
+        let output = Command::new(&program).args([name, "--help"]).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let error = text(&output.stderr);
+        assert!(error.contains("psa-model") && error.contains("cargo build"), "{error}");
+    }
+    let model = folder.0.join("psa-model");
+    std::fs::write(&model, "#!/bin/sh\necho \"$@\"\nexit 130\n").unwrap();
+    std::fs::set_permissions(&model, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output =
+        Command::new(&program).args(["generate", "--prompt", "a b", "-n", "3", "--help"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(text(&output.stdout), "generate --prompt a b -n 3 --help\n");
+}
+
 #[test]
 fn eval_prints_a_record_a_case_and_policy_and_then_one_over_all() {
     let output = psa(&[

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::device::DeviceCompiler;
 use crate::error::{Error, Result};
 use crate::process;
-use crate::setup::{self, CUDA_TOOLS, LIBTORCH};
+use crate::setup::{self, CUDA_TOOLS, LIBTORCH, MODEL};
 use crate::version::Version;
 use crate::workspace::Workspace;
 
@@ -93,6 +93,7 @@ fn examine(workspace: &Workspace) -> Vec<Part> {
         cuda_tool(workspace, "ptxas"),
         cuda_tool(workspace, "nvdisasm"),
         libtorch(workspace),
+        model(workspace),
         cpp_compiler(),
         pip(),
         cuda_driver(),
@@ -188,6 +189,14 @@ fn libtorch(workspace: &Workspace) -> Part {
         Ok(version) => part.found(Some(version.trim().to_owned()), workspace.show(&chosen)),
         Err(_) => part.remedy(format!("LIBTORCH is {}, which holds no libtorch: unset it", chosen.display())),
     }
+}
+
+fn model(workspace: &Workspace) -> Part {
+    let part = Part::new(MODEL.title, "psa generate, perplexity, needles; test");
+    if !MODEL.installed(workspace) {
+        return part.remedy("`cargo xtask setup --for model`, or name a GGUF file with --model");
+    }
+    part.found(Some("Q4_1".to_owned()), workspace.show(&MODEL.place(workspace)))
 }
 
 fn cpp_compiler() -> Part {

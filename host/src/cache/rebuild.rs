@@ -35,7 +35,7 @@ impl KvCache {
     /// first where the old device still answers; otherwise sequences keep what was saved: always their full groups
     /// but the last few, and all of them after [`KvCache::save`] or [`KvCache::swap_out`].
     ///
-    /// Plans stay valid.
+    /// Plans stay valid; a shortened sequence loses its reservation.
     ///
     /// # Errors
     /// [`Error::NoHostTier`]; the new device's, after which nothing was changed where it could not be made, and the cache

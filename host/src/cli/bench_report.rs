@@ -3,7 +3,8 @@
 //!
 //! Reads the results file of a run, or files of records, one a line; several make one picture. Figures are shown
 //! as they are in the files: what was not timed is not there, and nothing is estimated. A record that says it
-//! is made up (as tests write them) makes the picture say so too.
+//! is made up (as tests write them) makes the picture say so too. Records of the CPU bench are drawn by
+//! [`cpu_report`].
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -14,13 +15,15 @@ use psa::plot::{Anchor, Axis, Bars, Chart, Marker, PALETTE, Rect, Row, Scale, Se
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::cpu_report::{self, Paired};
 use super::{CliError, Table, Verdict};
 
 /// Options of `psa bench-report`.
 #[derive(Args)]
 #[command(
     after_help = "Examples:\n  psa bench-report results.json\n  psa bench-report a/results.json b/results.json --out report.svg\n\n\
-    The files come from `run.sh` of the GPU bundle (docs/gpu.md) or from `psa-gpu time --json`.\n\
+    The files come from `run.sh` of the GPU bundle (docs/gpu.md), from `psa-gpu time --json`, or from\n\
+    `cargo xtask bench --json > cpu.jsonl`, which has a picture of its own: time and bytes by length, the limit a line.\n\
     % of copy is the bandwidth of the bytes that the algorithm has to move, as a share of a plain copy's in the same run."
 )]
 pub struct BenchReportArgs {
@@ -77,36 +80,50 @@ impl Timing {
 
 /// Runs the command.
 pub fn run(args: &BenchReportArgs) -> Result<Verdict, CliError> {
-    let mut timings = Vec::new();
+    let (mut timings, mut paired) = (Vec::new(), Vec::new());
     for file in &args.files {
         let name = file.display().to_string();
         let text = std::fs::read_to_string(file)
             .map_err(|source| CliError::Results { file: name.clone(), reason: source.to_string() })?;
-        let found = read(&text).map_err(|reason| CliError::Results { file: name.clone(), reason })?;
-        timings.extend(found);
+        let refused = |reason| CliError::Results { file: name.clone(), reason };
+        let values = records(&text).map_err(refused)?;
+        let cpu: Result<Vec<Paired>, String> = values.iter().filter_map(Paired::of).collect();
+        paired.extend(cpu.map_err(refused)?);
+        timings.extend(read(values).map_err(refused)?);
+    }
+    if !paired.is_empty() {
+        if !timings.is_empty() {
+            let reason =
+                "some records are of a GPU, some of the CPU bench: draw one kind at a time".to_owned();
+            return Err(CliError::Results { file: args.files[0].display().to_string(), reason });
+        }
+        return finish(args, &cpu_report::draw(&paired), &cpu_report::table(&paired));
     }
     if !timings.iter().any(|t| t.what == "step") {
         let files: Vec<_> = args.files.iter().map(|f| f.display().to_string()).collect();
         let reason = "no timing of a step is in it: the part `time` of that run did not finish".to_owned();
         return Err(CliError::Results { file: files.join(", "), reason });
     }
-    let picture = draw(&timings);
+    finish(args, &draw(&timings), &table(&timings))
+}
+
+fn finish(args: &BenchReportArgs, picture: &str, table: &str) -> Result<Verdict, CliError> {
     std::fs::write(&args.out, picture)
         .map_err(|source| CliError::Picture { file: args.out.display().to_string(), source })?;
     let mut out = std::io::stdout().lock();
-    write!(out, "{}", table(&timings))?;
+    write!(out, "{table}")?;
     writeln!(out, "picture: {}", args.out.display())?;
     Ok(Verdict::Good)
 }
 
-/// The timings of a results file, or of lines of records.
-fn read(text: &str) -> Result<Vec<Timing>, String> {
-    let records: Vec<Value> = match serde_json::from_str::<Value>(text) {
+/// The records of a results file, or of lines of records.
+fn records(text: &str) -> Result<Vec<Value>, String> {
+    match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(mut whole)) if whole.contains_key("records") => match whole.remove("records") {
-            Some(Value::Array(records)) => records,
-            _ => return Err("`records` is no list".into()),
+            Some(Value::Array(records)) => Ok(records),
+            _ => Err("`records` is no list".into()),
         },
-        Ok(one) => vec![one],
+        Ok(one) => Ok(vec![one]),
         Err(_) => text
             .lines()
             .enumerate()
@@ -114,8 +131,12 @@ fn read(text: &str) -> Result<Vec<Timing>, String> {
             .map(|(i, line)| {
                 serde_json::from_str(line).map_err(|e| format!("line {} is no record: {e}", i + 1))
             })
-            .collect::<Result<_, _>>()?,
-    };
+            .collect(),
+    }
+}
+
+/// The timings among records.
+fn read(records: Vec<Value>) -> Result<Vec<Timing>, String> {
     records
         .into_iter()
         .filter(|record| record["part"] == "time")
@@ -282,6 +303,10 @@ fn table(timings: &[Timing]) -> String {
 mod tests {
     use super::*;
 
+    fn timings(text: &str) -> Result<Vec<Timing>, String> {
+        read(records(text)?)
+    }
+
     /// Made-up figures: a dense step takes 10 us a thousand tokens, a sparse one 4.
     fn made_up() -> String {
         let mut lines = vec![
@@ -305,18 +330,18 @@ mod tests {
 
     #[test]
     fn lines_and_results_files_are_read_alike() {
-        let lines = read(&made_up()).unwrap();
-        let records: Vec<Value> = made_up().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-        let whole = serde_json::json!({"schema": "psa-gpu-results-v1", "records": records}).to_string();
-        assert_eq!(lines, read(&whole).unwrap());
+        let lines = timings(&made_up()).unwrap();
+        let values: Vec<Value> = made_up().lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let whole = serde_json::json!({"schema": "psa-gpu-results-v1", "records": values}).to_string();
+        assert_eq!(lines, timings(&whole).unwrap());
         assert_eq!(lines.len(), 7);
-        assert!(read("{\"part\":\"time\"}\nnonsense").unwrap_err().contains("line 2"));
-        assert!(read("{\"records\": 3}").unwrap_err().contains("no list"));
+        assert!(timings("{\"part\":\"time\"}\nnonsense").unwrap_err().contains("line 2"));
+        assert!(timings("{\"records\": 3}").unwrap_err().contains("no list"));
     }
 
     #[test]
     fn the_table_sets_sparse_beside_dense_and_says_that_figures_are_made_up() {
-        let text = table(&read(&made_up()).unwrap());
+        let text = table(&timings(&made_up()).unwrap());
         let row = text.lines().find(|l| l.starts_with("step top-k:0.1") && l.contains("65536")).unwrap();
         assert!(row.trim_end().ends_with("2.50") && row.contains("256.0") && row.contains("25.0"), "{row}");
         assert!(text.contains("MADE-UP") && text.contains("copy 1000 GB/s"), "{text}");
@@ -341,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_picture_has_every_shape_and_says_that_figures_are_made_up() {
-        let picture = draw(&read(&made_up()).unwrap());
+        let picture = draw(&timings(&made_up()).unwrap());
         for part in ["top-k:0.1 bs16 64K g4", "batch 16, group 4", "MADE-UP FIGURES", "% of a copy", "</svg>"]
         {
             assert!(picture.contains(part), "{part}");

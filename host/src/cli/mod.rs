@@ -6,12 +6,14 @@
 mod backend;
 mod bench_report;
 mod calibration;
+mod cpu_report;
 mod error;
 mod eval;
 pub mod figure;
 mod info;
 mod lengths;
 mod matched;
+mod model;
 mod options;
 mod pipeline_bench;
 mod pool_study;
@@ -68,11 +70,23 @@ enum Command {
     Lengths(lengths::LengthsArgs),
     /// Make a psa-traces-v1 file from a q/k/v dump, a generator, or a shorter recording
     Record(record::RecordArgs),
+    /// Text from a prompt by a language model, with what was read of the KV cache
+    #[command(disable_help_flag = true)]
+    Generate(model::Forwarded),
+    /// Perplexity of a text and divergence from dense attention, by policy
+    #[command(disable_help_flag = true)]
+    Perplexity(model::Forwarded),
+    /// Does a model still find what is hidden in a long text, by policy
+    #[command(disable_help_flag = true)]
+    Needles(model::Forwarded),
+    /// Continuous batching of a model under several policies: throughput, latencies, what is read
+    #[command(disable_help_flag = true)]
+    ServeBench(model::Forwarded),
     /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
     PoolStudy(pool_study::PoolStudyArgs),
     /// Decode steps with a host tier, serial, pipelined and resident: waits, hidden fetches, modelled time; table and picture
     PipelineBench(pipeline_bench::PipelineBenchArgs),
-    /// Draw the timings of a GPU run: share of the copy bandwidth, time by length; table and picture
+    /// Draw the timings of a GPU run or of the CPU bench: time by length beside the limit; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
     Info(info::InfoArgs),
@@ -81,6 +95,10 @@ enum Command {
 /// Parses the command line, runs it, prints errors, and returns the exit code.
 pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Generate(args) => return model::run("generate", &args),
+        Command::Perplexity(args) => return model::run("perplexity", &args),
+        Command::Needles(args) => return model::run("needles", &args),
+        Command::ServeBench(args) => return model::run("serve-bench", &args),
         Command::Demo(args) => demo::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Match(args) => matched::run(&args),

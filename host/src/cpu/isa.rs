@@ -17,7 +17,7 @@ pub struct Isa(Level);
 pub(crate) enum Level {
     /// The target's baseline.
     Portable,
-    /// AVX2, FMA: x86-64 of 2013 and later.
+    /// AVX2, F16C, FMA: x86-64 of 2013 and later.
     Avx2,
     /// AVX-512 F, BW, DQ, VL, VNNI: Ice Lake of 2019, Zen 4 and later.
     Avx512,
@@ -35,7 +35,9 @@ impl Isa {
         let mut all = vec![Isa(Level::Portable)];
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("fma");
             if avx2 {
                 all.push(Isa(Level::Avx2));
             }
@@ -61,7 +63,7 @@ impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Level::Portable => "portable",
-            Level::Avx2 => "avx2 + fma",
+            Level::Avx2 => "avx2 + f16c + fma",
             Level::Avx512 => "avx512 + vnni",
         })
     }
@@ -81,12 +83,12 @@ macro_rules! per_isa {
             {
                 use $crate::cpu::isa::Level;
 
-                #[target_feature(enable = "avx2,fma")]
+                #[target_feature(enable = "avx2,f16c,fma")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx2<$($gen)*>($($p: $t),*) $(-> $r)? {
                     $body::<lanes::Avx2, $($arg)*>($($p),*)
                 }
-                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+                #[target_feature(enable = "avx2,f16c,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
                 #[allow(clippy::too_many_arguments)]
                 fn avx512<$($gen)*>($($p: $t),*) $(-> $r)? {
                     $body::<lanes::Avx512, $($arg)*>($($p),*)

@@ -3,8 +3,8 @@
 //! A sum over lanes is pairwise at distance 8, 4, 2, 1, in every implementation; `Portable` is the
 //! definition.
 
+use super::vector::Vector;
 use kernels_gpu::layout::{BLOCK, MAX_GROUP};
-use kernels_gpu::numeric::fma;
 
 /// Codes of a mirror page, unpacked: 16-bit integers `[4][64][D / 4]`, see `score`.
 pub(crate) type Codes<const D: usize> = [[[i16; D]; BLOCK]; 4];
@@ -38,9 +38,11 @@ pub(crate) type ChunkDots = [[[i32; BLOCK]; CHUNK / BLOCK]; MAX_GROUP];
 
 /// Operations on 16 lanes.
 pub(crate) trait Lanes: Copy {
-    /// Dot products of `q` with the rows of a block: 16 lanes, lane l adding the channels `l, l + 16, ..`
-    /// by fma, ascending; then the sum over the lanes.
-    fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK];
+    /// The lanes as one value.
+    type V: Vector;
+
+    /// Whether there are registers for tiles of 16 vectors and more.
+    const WIDE: bool = false;
 
     /// Integer dot products of weights `[4][D / 4]` with the codes of a page's block.
     fn code_dots<const D: usize>(weights: &[i16; D], codes: &Codes<D>, block: usize) -> [i32; BLOCK];
@@ -91,20 +93,7 @@ pub(crate) trait Lanes: Copy {
 pub(crate) struct Portable;
 
 impl Lanes for Portable {
-    #[inline(always)]
-    fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
-        let mut dots = [0.0; BLOCK];
-        for (dot, row) in dots.iter_mut().zip(rows) {
-            let mut lanes = [0.0f32; 16];
-            for c in (0..D).step_by(16) {
-                for l in 0..16 {
-                    lanes[l] = fma(q[c + l], row[c + l], lanes[l]);
-                }
-            }
-            *dot = Self::sum(lanes);
-        }
-        dots
-    }
+    type V = [f32; 16];
 
     #[inline(always)]
     fn code_dots<const D: usize>(weights: &[i16; D], codes: &Codes<D>, block: usize) -> [i32; BLOCK] {
@@ -138,11 +127,11 @@ impl Lanes for Portable {
 pub(crate) use x86::{Avx2, Avx512};
 
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+pub(crate) mod x86 {
     use super::{BLOCK, CHUNK, ChunkDots, Codes, Lanes, MAX_GROUP, Split};
     use std::arch::x86_64::*;
 
-    /// AVX2 and FMA. Its functions may run only where these are: inside the copies that `per_isa` makes
+    /// AVX2, F16C and FMA. Its functions may run only where these are: inside the copies that `per_isa` makes
     /// for them.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
@@ -152,29 +141,13 @@ mod x86 {
     pub(crate) struct Avx512;
 
     impl Lanes for Avx2 {
+        type V = [__m256; 2];
+
         #[inline(always)]
         fn prefetch<T>(data: &[T]) {
             for line in (0..size_of_val(data)).step_by(64) {
                 // SAFETY: every x86-64 has the instruction, and the address is inside the slice.
                 unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().byte_add(line).cast()) };
-            }
-        }
-
-        #[inline(always)]
-        fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
-            // SAFETY: the type's promise; D is a multiple of 16, so all loads are inside the arrays.
-            unsafe {
-                let mut halves = [_mm256_setzero_ps(); BLOCK];
-                for (half, row) in halves.iter_mut().zip(rows) {
-                    let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
-                    for c in (0..D).step_by(16) {
-                        let load = |x: &[f32; D], c: usize| _mm256_loadu_ps(x.as_ptr().add(c));
-                        low = _mm256_fmadd_ps(load(q, c), load(row, c), low);
-                        high = _mm256_fmadd_ps(load(q, c + 8), load(row, c + 8), high);
-                    }
-                    *half = _mm256_add_ps(low, high);
-                }
-                store_f32(fold(halves, |a, b| _mm256_add_ps(a, b)))
             }
         }
 
@@ -246,28 +219,14 @@ mod x86 {
     }
 
     impl Lanes for Avx512 {
+        type V = __m512;
+
+        const WIDE: bool = true;
         const PACKED: bool = true;
 
         #[inline(always)]
         fn prefetch<T>(data: &[T]) {
             Avx2::prefetch(data);
-        }
-
-        #[inline(always)]
-        fn dots<const D: usize>(q: &[f32; D], rows: &[[f32; D]; BLOCK]) -> [f32; BLOCK] {
-            // SAFETY: the type's promise; D is a multiple of 16, so all loads are inside the arrays.
-            unsafe {
-                let mut halves = [_mm256_setzero_ps(); BLOCK];
-                for (half, row) in halves.iter_mut().zip(rows) {
-                    let mut lanes = _mm512_setzero_ps();
-                    for c in (0..D).step_by(16) {
-                        let load = |x: &[f32; D]| _mm512_loadu_ps(x.as_ptr().add(c));
-                        lanes = _mm512_fmadd_ps(load(q), load(row), lanes);
-                    }
-                    *half = _mm256_add_ps(_mm512_castps512_ps256(lanes), _mm512_extractf32x8_ps::<1>(lanes));
-                }
-                store_f32(fold(halves, |a, b| _mm256_add_ps(a, b)))
-            }
         }
 
         #[inline(always)]
@@ -405,7 +364,10 @@ mod x86 {
     /// # Safety
     /// AVX.
     #[inline(always)]
-    unsafe fn fold(x: [__m256; BLOCK], add: impl Fn(__m256, __m256) -> __m256) -> [__m256; 2] {
+    pub(in crate::cpu) unsafe fn fold(
+        x: [__m256; BLOCK],
+        add: impl Fn(__m256, __m256) -> __m256,
+    ) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
             // Each step halves the vectors: at distance 4, i and i + 8 share one, 4 lanes each; at 2,
@@ -436,7 +398,7 @@ mod x86 {
     /// # Safety
     /// AVX.
     #[inline(always)]
-    unsafe fn store_f32([low, high]: [__m256; 2]) -> [f32; BLOCK] {
+    pub(in crate::cpu) unsafe fn store_f32([low, high]: [__m256; 2]) -> [f32; BLOCK] {
         let mut x = [0.0f32; BLOCK];
         // SAFETY: the caller's promise; the stores are inside the array.
         unsafe {

@@ -1,7 +1,7 @@
 //! merge: the splits in fixed order, the stop test on the exact mass, top-ups while it fails, the results.
 
 use super::Step;
-use super::attend::{Part, attend_blocks};
+use super::attend::{Part, attend_blocks, place_of};
 use super::isa::per_isa;
 use super::lanes::Lanes;
 use super::plan::{LogMass, Planned};
@@ -83,8 +83,8 @@ pub(super) fn merge(
     for g in 0..group {
         let (m, l) = (state.m[g], state.l[g]);
         let inverse = if l > 0.0 { 1.0 / l } else { 0.0 };
-        for (out, o) in results.out[g * d..][..d].iter_mut().zip(&state.o[g * d..][..d]) {
-            *out = o * inverse;
+        for (c, out) in results.out[g * d..][..d].iter_mut().enumerate() {
+            *out = state.o[g * d + place_of(step.view.dtype(), c)] * inverse;
         }
         results.lse[g] = if l > 0.0 { (m + log2(l)) * std::f32::consts::LN_2 } else { f32::NEG_INFINITY };
         let z = relative_mass(m, l, peak[g]);

@@ -14,6 +14,8 @@ mod lanes;
 mod merge;
 mod plan;
 mod score;
+mod tile;
+mod vector;
 
 pub use isa::Isa;
 
@@ -49,6 +51,8 @@ pub struct Cpu {
 struct Queries<'a> {
     /// In the log2 domain, `(q * scale) * log2 e`: `[group, head_dim]`.
     scaled: &'a [f32],
+    /// The same, channels by [`attend::place_of`]; empty where nothing is attended to.
+    dealt: &'a [f32],
     group: usize,
 }
 
@@ -223,7 +227,8 @@ impl Backend for Cpu {
                 let mut scaled = [0.0f32; MAX_GROUP * 128];
                 let scaled = &mut scaled[..group * d];
                 scale_queries(shape.dtype, step.scale, q, scaled);
-                let queries = Queries { scaled, group };
+                let dealt = attend::deal(shape.dtype, scaled);
+                let queries = Queries { scaled, dealt: &dealt[..group * d], group };
                 let mut rounding = [0.0f32; MAX_GROUP];
                 let buffers = Ranked { order, log_mass, bound, width, rounding: &mut rounding };
                 let planned;
@@ -313,7 +318,7 @@ impl Backend for Cpu {
                         width,
                         rounding: &mut rounding,
                     };
-                    let queries = Queries { scaled, group };
+                    let queries = Queries { scaled, dealt: &[], group };
                     *count = planner.plan(step, (b, h), &view, queries, q, buffers).0.count as u32;
                 },
             );

@@ -291,7 +291,6 @@ fn score_page<L: Lanes, const D: usize>(
         }
     }
     let left = if used < page.bits.div_ceil(2) { page.bits - 2 * used } else { 0 };
-    let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
     for chunk in 0..page.tokens.div_ceil(CHUNK) {
         let blocks = CHUNK.min(page.tokens) / BLOCK;
         let first = chunk * (CHUNK / BLOCK);
@@ -312,6 +311,7 @@ fn score_page<L: Lanes, const D: usize>(
                 }
             }
         } else {
+            let mut codes: Codes<D> = [[[0; D]; BLOCK]; 4];
             unpack::<D>(page, used, chunk, &mut codes);
             for (head, dots) in heads.iter().zip(&mut dots) {
                 for (block, dots) in dots.iter_mut().enumerate().take(blocks) {
