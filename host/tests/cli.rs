@@ -217,7 +217,7 @@ fn bad_input_ends_with_2_and_says_what_to_do() {
         ),
         (&["demo", "--out", "/no/such/folder/x.svg"], &["/no/such/folder/x.svg", "--out"]),
         (&["demo", "--traces", "nowhere.safetensors"], &["nowhere.safetensors"]),
-        (&["generate", "--prompt", "x"], &["unrecognized subcommand", "generate"]),
+        (&["fly", "--prompt", "x"], &["unrecognized subcommand", "fly"]),
         (&[], &["Usage", "demo", "eval", "info"]),
     ];
     for (arguments, words) in table {
@@ -306,11 +306,11 @@ fn info_names_devices_kernels_and_limits() {
     assert_eq!(kernels.len(), kernels_gpu::kernels().len());
     assert!(kernels.iter().all(|k| k["threads"].as_u64() > Some(0) && k["params"].is_array()));
     assert_eq!(info["ptx"]["target"], "sm_80");
-    assert_eq!(info["limits"]["max_context_tokens"], 131_072);
+    assert_eq!(info["limits"]["max_context_tokens"], 1_048_576);
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
 
     let output = psa(&["info"]);
-    for word in ["cpu", "there is no CUDA driver library", "attend", "131072 tokens"] {
+    for word in ["cpu", "there is no CUDA driver library", "attend", "1048576 tokens"] {
         assert!(text(&output.stdout).contains(word), "{word}");
     }
 }

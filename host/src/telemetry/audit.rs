@@ -256,4 +256,34 @@ mod tests {
             assert!(error.contains(&rate.to_string()) && error.contains("0 to 1"), "{error}");
         }
     }
+
+    #[test]
+    fn who_missed_more_than_believed_is_counted_and_rounding_is_not() {
+        let shape = Shape { layers: 1, q_heads: 1, kv_heads: 1, head_dim: 64, dtype: crate::Dtype::F16 };
+        let mut cache = KvCache::new(&crate::Device::cpu(), shape, crate::CacheConfig::default()).unwrap();
+        let sequence = cache.add_sequence().unwrap();
+        let count = |certified: bool, believed: &[f64], truth: &[f64]| {
+            let record = AuditRecord {
+                step: 0,
+                sequence,
+                entry: 0,
+                layer: 0,
+                kv_head: 0,
+                blocks_read: 1,
+                blocks_total: 2,
+                path: Path::Planned,
+                certified,
+                believed_missed: believed.to_vec(),
+                true_missed: truth.to_vec(),
+                output_error: vec![],
+                lse_error: vec![],
+            };
+            record.underestimated()
+        };
+        // Above by much, above by f32's rounding, below, and no number at all.
+        let (believed, truth) = ([0.05, 0.05, 0.05, 0.05], [0.06, 0.05 + 5e-6, 0.04, f64::NAN]);
+        assert_eq!(count(false, &believed, &truth), 2);
+        assert_eq!(count(true, &believed, &truth), 3, "a bound is above the truth to f64's rounding");
+        assert_eq!(count(true, &[0.05], &[0.05 + 1e-10]), 0);
+    }
 }
