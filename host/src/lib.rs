@@ -60,6 +60,7 @@ pub mod device;
 pub mod driver;
 pub mod estimator;
 pub mod eval;
+pub mod pipeline;
 pub mod plot;
 pub mod pool;
 pub mod reference;

@@ -59,6 +59,7 @@ fn help_of_every_command_has_examples() {
         &["eval", "--help"],
         &["info", "--help"],
         &["pool-study", "--help"],
+        &["pipeline-bench", "--help"],
         &["lengths", "--help"],
         &["match", "--help"],
         &["record", "--help"],
@@ -451,4 +452,49 @@ fn pool_study_prints_a_record_a_policy_and_capacity_and_draws_a_picture() {
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{wrong:?}");
     }
+}
+
+#[test]
+fn pipeline_bench_prints_a_record_a_scheme_and_its_picture_and_trace() {
+    let folder = Folder::new("pipeline-bench");
+    let small = ["pipeline-bench", "--steps", "2", "--tokens", "320", "--capacity", "0.75"];
+    let output = psa(&[&small[..], &["--json"]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let records = json_lines(&output);
+    let schemes: Vec<&str> = records.iter().map(|r| r["scheme"].as_str().unwrap()).collect();
+    assert_eq!(schemes, ["resident", "serial", "pipelined"]);
+    for record in &records {
+        for field in ["miss_rate", "launches_per_layer", "hidden_fraction", "modelled_us", "fetch_us"] {
+            assert!(record[field].is_number(), "{field} in {record}");
+        }
+        assert_eq!((&record["model"], &record["same_bits"]), (&"h100".into(), &true.into()));
+        assert_eq!(record["allocations_per_step"], 0.0);
+    }
+    let syncs = |i: usize| records[i]["host_syncs_per_step"].as_f64().unwrap();
+    assert_eq!((syncs(0), syncs(2)), (0.0, 0.0));
+    assert!(syncs(1) > 2.0, "the naive scheme waits: {}", syncs(1));
+    let us = |i: usize| records[i]["modelled_us"].as_f64().unwrap();
+    assert!(us(0) < us(2) && us(2) < us(1), "{records:?}");
+
+    let [svg, trace] = ["a.svg", "a.json"].map(|name| folder.0.join(name).display().to_string());
+    let output = psa(&[&small[..], &["--out", &svg, "--trace", &trace]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("nothing is timed"), "{}", text(&output.stdout));
+    assert!(std::fs::read_to_string(svg).unwrap().contains("nothing here was timed"));
+    let trace: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(trace).unwrap()).unwrap();
+    assert!(trace["traceEvents"].as_array().unwrap().len() > 20);
+
+    for (wrong, word) in [
+        (["--steps", "40"], "queries"),
+        (["--tokens", "60"], "--tokens"),
+        (["--traces", "no.safetensors"], "no.safetensors"),
+        (["--device", "abacus"], "gh200"),
+    ] {
+        let output = psa(&[&["pipeline-bench"][..], &wrong].concat());
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+        assert!(text(&output.stderr).contains(word), "{wrong:?}: {}", text(&output.stderr));
+    }
+    let output = psa(&["pipeline-bench", "--steps", "2", "--tokens", "320", "--capacity", "0.01"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("open groups"), "{}", text(&output.stderr));
 }

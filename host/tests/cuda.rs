@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use common::Batch;
 use fake::{Controls, Fake};
 use psa::driver::cuda::{CubinCache, Cuda, CudaDevice, Origin, Updated};
-use psa::driver::{Driver, DriverError, Emulated, EmulatedOptions};
+use psa::driver::{Driver, DriverError, Emulated, EmulatedOptions, StreamId, Streams};
+use psa::pipeline::{DecodePipeline, PipelineConfig};
 use psa::{DecodePlan, Device, Dtype, Error, Mirror, Policy, Shape};
 use psa_codegen::{ArgValue, ContractError, DeviceLimits, KernelDescriptor, Launch, ParamType, RawLaunch};
 
@@ -604,4 +605,73 @@ fn a_cache_that_cannot_be_written_is_no_error() {
     let _turn = Turn::take("");
     let cache = CubinCache::Folder(Path::new("/dev/null/cubin").to_owned());
     assert_eq!(CudaDevice::open(0, &cache).unwrap().origin(), Origin::Compiled);
+}
+
+#[test]
+fn a_resident_pipeline_step_waits_for_nothing_allocates_nothing_and_is_one_graph() {
+    let turn = Turn::take("");
+    let shape = Shape { layers: 3, q_heads: 4, kv_heads: 2, head_dim: 64, dtype: Dtype::F16 };
+    let config = PipelineConfig { max_tokens: 200, ..PipelineConfig::default() };
+    let policy = Policy::Progressive { mass: 0.95 };
+    let mut pipeline = DecodePipeline::new(Box::new(turn.driver()), shape, policy, config).unwrap();
+    let zeros = |n: usize| vec![half::f16::ZERO; n];
+    let prompt = zeros(3 * 70 * 2 * 64);
+    pipeline.prefill(0, (&prompt).into(), (&prompt).into()).unwrap();
+    let (q, kv) = (zeros(3 * 4 * 64), zeros(3 * 2 * 64));
+    // The first step may load kernels.
+    pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
+    let waits = ["cuStreamSynchronize", "cuEventSynchronize", "cuStreamQuery", "cuMemcpyDtoHAsync_v2"];
+    let allocations = ["cuMemAllocAsync", "cuMemAlloc_v2", "cuMemHostAlloc", "cuEventCreate"];
+    let idle = || waits.iter().chain(&allocations).map(|call| turn.count(call)).sum::<usize>();
+    let (before, launches) = (idle(), turn.count("launch"));
+    for _ in 0..3 {
+        pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
+    }
+    assert_eq!(idle(), before, "no wait and no allocation");
+    // append, score, plan, attend, merge.
+    assert_eq!(turn.count("launch") - launches, 3 * 3 * 5);
+
+    pipeline.capture().unwrap();
+    let before = idle();
+    pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
+    assert_eq!(idle(), before);
+    assert_eq!(turn.count("cuGraphLaunch"), 1);
+    pipeline.results().unwrap();
+    assert!(idle() > before, "reading results waits, so waits are counted");
+    drop(pipeline);
+    assert_eq!(turn.count("cuMemFreeHost"), turn.count("cuMemHostAlloc"), "pinned memory is given back");
+}
+
+#[test]
+fn flags_events_and_pinned_copies_reach_the_driver() {
+    let turn = Turn::take("");
+    let mut d = turn.driver();
+    let copies = d.stream("copies").unwrap();
+    let event = d.event().unwrap();
+    let host = Streams::pinned(&mut d, 64, "host").unwrap().address();
+    let a = d.alloc(64, "a").unwrap();
+    d.trace(true).unwrap();
+    d.write_pinned(host, &[7; 32]).unwrap();
+    d.copy_on(copies, a, host, 32).unwrap();
+    Streams::record(&mut d, event, copies).unwrap();
+    d.wait_event(StreamId::MAIN, event, "copied").unwrap();
+    d.copy_on(StreamId::MAIN, host + 32, a, 32).unwrap();
+    d.signal(StreamId::MAIN, host, 9).unwrap();
+    assert_eq!(d.peek(host).unwrap(), 9, "the fake runs at once");
+    d.synchronize(copies).unwrap();
+    d.synchronize(StreamId::MAIN).unwrap();
+    let mut back = [0; 32];
+    d.read_pinned(host + 32, &mut back).unwrap();
+    assert_eq!(back, [7; 32]);
+    assert_eq!((turn.count("cuMemcpyHtoDAsync_v2"), turn.count("cuStreamWaitEvent")), (1, 1));
+    let counters = d.stream_counters();
+    assert_eq!((counters.host_syncs, counters.copies, counters.copied_bytes), (2, 2, 64));
+    let timeline = d.timeline().unwrap();
+    assert!(!timeline.modelled);
+    assert_eq!(timeline.spans.len(), 3, "two copies and a wait: {timeline:?}");
+    assert!(d.copy_on(copies, a, host + 60, 32).is_err(), "beyond the pinned memory");
+    assert!(d.copy_on(StreamId(5), a, host, 4).is_err() && d.peek(a).is_err());
+    let free = turn.count("cuMemFreeHost");
+    d.free(host).unwrap();
+    assert_eq!(turn.count("cuMemFreeHost"), free + 1);
 }

@@ -379,7 +379,7 @@ API CUresult cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t size, struct stream *
 API CUresult cuMemsetD32Async(u64 to, unsigned value, size_t words, struct stream *s) {
     ENTER_CONTEXT(cuMemsetD32Async, "%u %zu", value, words);
     NEED(s, STREAM);
-    if (!holding(blocks, to, 4 * words)) RETURN(INVALID_VALUE);
+    if (!holding(blocks, to, 4 * words) && !holding(host_blocks, to, 4 * words)) RETURN(INVALID_VALUE);
     for (size_t i = 0; i < words; i++) ((unsigned *)to)[i] = value;
     RETURN(0);
 }

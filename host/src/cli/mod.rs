@@ -15,6 +15,7 @@ mod lengths;
 mod matched;
 mod model;
 mod options;
+mod pipeline_bench;
 mod pool_study;
 mod progress;
 mod record;
@@ -83,6 +84,8 @@ enum Command {
     ServeBench(model::Forwarded),
     /// Which blocks should stay on the device: residency policies on recorded reads; table and picture
     PoolStudy(pool_study::PoolStudyArgs),
+    /// Decode steps with a host tier, serial, pipelined and resident: waits, hidden fetches, modelled time; table and picture
+    PipelineBench(pipeline_bench::PipelineBenchArgs),
     /// Draw the timings of a GPU run or of the CPU bench: time by length beside the limit; table and picture
     BenchReport(bench_report::BenchReportArgs),
     /// Devices, kernels and their specialisations, versions, limits
@@ -102,6 +105,7 @@ pub fn main() -> ExitCode {
         Command::Lengths(args) => lengths::run(&args),
         Command::Record(args) => record::run(&args),
         Command::PoolStudy(args) => pool_study::run(&args),
+        Command::PipelineBench(args) => pipeline_bench::run(&args),
         Command::BenchReport(args) => bench_report::run(&args),
         Command::Info(args) => info::run(&args),
     };

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use psa::eval::{Field, ReplayOptions, Truth};
-use psa::traces::Traces;
+use psa::traces::{TraceError, Traces};
 use psa::{BlockLimits, Device, Forced};
 
 use crate::cli::figure::Figure;
@@ -24,6 +24,11 @@ use crate::cli::{CliError, Progress, Verdict, probe};
 /// The bundled traces: 9 MB, twice the size of the rest of the binary, but a demo without files.
 const TRACES: &[u8] = include_bytes!("../../../tests/data/traces.safetensors");
 const TRACES_JSON: &[u8] = include_bytes!("../../../tests/data/traces.json");
+
+/// The bundled traces.
+pub fn bundled() -> Result<Traces, TraceError> {
+    Traces::parse("bundled traces", TRACES, TRACES_JSON)
+}
 
 /// Options of `psa demo`.
 #[derive(Args)]
@@ -55,7 +60,7 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
     let progress = Progress::new(args.progress);
     let traces = match &args.traces {
         Some(file) => Traces::load(file)?,
-        None => Traces::parse("bundled traces", TRACES, TRACES_JSON)?,
+        None => bundled()?,
     };
     // Where the picture cannot be written is better known now than in half a minute.
     probe(&args.out)?;

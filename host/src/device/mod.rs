@@ -56,7 +56,7 @@ impl Device {
 }
 
 /// Error of a call on a device.
-fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(DriverError) -> Error + 'a {
+pub(crate) fn failed<'a>(device: &'a str, call: &'a str) -> impl Fn(DriverError) -> Error + 'a {
     move |error| match error {
         DriverError::Lost { .. } => Error::DeviceLost { call: call.into(), detail: error.to_string() },
         _ => Error::Backend { device: device.into(), call: call.into(), detail: error.to_string() },
@@ -410,7 +410,7 @@ fn stages(step: &DecodeStep<'_>) -> Step {
 }
 
 /// Shape and memory were made to fit, so this is a kernel that was not compiled or a contract that this module breaks.
-fn no_launch(e: LaunchError) -> DriverError {
+pub(crate) fn no_launch(e: LaunchError) -> DriverError {
     match e {
         LaunchError::Contract(e) => DriverError::Contract(e),
         e => DriverError::Launch { launch: "a kernel".into(), detail: e.to_string() },

@@ -162,6 +162,11 @@ pub trait Streams: Driver {
         Ok(())
     }
 
+    /// The host's own time by the model, in microseconds since the driver was made, on drivers that model time.
+    fn clock_us(&self) -> Option<f64> {
+        None
+    }
+
     /// Starts to keep times of everything queued from now on, for [`Streams::timeline`].
     ///
     /// # Errors

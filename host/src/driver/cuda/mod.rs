@@ -12,6 +12,7 @@ mod graph;
 mod open;
 mod raw;
 mod staging;
+mod streams;
 mod timing;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use psa_codegen::{DeviceLimits, Launch};
 use psa_cuda_shim::Failure;
 
-use super::{Driver, DriverError, Gpu, Timing, describe};
+use super::{Driver, DriverError, Gpu, Streams, Timing, describe};
 use crate::{Device, Error};
 use open::{Opened, Owned};
 use raw::Call;
@@ -112,6 +113,7 @@ impl CudaDevice {
             allocations: BTreeMap::new(),
             functions: HashMap::new(),
             queued: Queued::default(),
+            more: ManuallyDrop::new(streams::More::default()),
         })
     }
 }
@@ -173,6 +175,7 @@ pub struct Cuda {
     allocations: BTreeMap<u64, usize>,
     functions: HashMap<&'static str, Kernel>,
     queued: Queued,
+    more: ManuallyDrop<streams::More>,
 }
 
 /// A point in a [`Cuda`]'s stream.
@@ -198,6 +201,10 @@ impl Pinned {
     /// Whether it has no bytes; it always has.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    fn as_ptr(&self) -> *mut u8 {
+        self.memory.as_ptr()
     }
 
     /// Copies `data` to `offset`; false, and nothing copied, where it does not fit.
@@ -237,6 +244,7 @@ impl Cuda {
     /// [`DriverError::Lost`] where something queued failed.
     pub fn wait(&mut self) -> Result<(), DriverError> {
         self.opened.enter()?;
+        self.more.counters.host_syncs += 1;
         self.stream.synchronize().map_err(|failure| self.memory_error(failure, "wait", 0, 0))?;
         self.idle();
         Ok(())
@@ -352,26 +360,37 @@ impl Cuda {
 
     /// Queues a launch that [`Cuda::function`] has checked.
     fn queue(&self, function: raw::Function, launch: &Launch) -> Result<(), DriverError> {
+        self.queue_on(&self.stream, function, launch)
+    }
+
+    fn queue_on(
+        &self,
+        stream: &raw::Stream,
+        function: raw::Function,
+        launch: &Launch,
+    ) -> Result<(), DriverError> {
         let mut params: Vec<*mut c_void> = launch.args.iter().map(|arg| arg.as_ptr().cast_mut()).collect();
         // SAFETY: one value a parameter, of its type, as `function` checked. That the addresses are valid was
         // promised to whoever made the `Region`s, or the raw launch.
-        let queued = unsafe {
-            self.stream.launch(function, launch.grid, launch.block, launch.shared_bytes, &mut params)
-        };
+        let queued =
+            unsafe { stream.launch(function, launch.grid, launch.block, launch.shared_bytes, &mut params) };
         queued.map_err(|f| self.error(f, |detail| DriverError::Launch { launch: describe(launch), detail }))
     }
 
-    /// Waits for the stream, with an end. False: it does not get idle. An error loses the device.
+    /// Waits for the streams, with an end. False: one does not get idle. An error loses the device.
     fn drained(&self) -> Result<bool, DriverError> {
         let end = Instant::now() + PATIENCE;
-        loop {
-            match self.stream.is_idle() {
-                Ok(true) => return Ok(true),
-                Ok(false) if Instant::now() < end => std::thread::sleep(Duration::from_micros(200)),
-                Ok(false) => return Ok(false),
-                Err(failure) => return Err(self.memory_error(failure, "wait", 0, 0)),
+        for stream in std::iter::once(&*self.stream).chain(self.more.streams()) {
+            loop {
+                match stream.is_idle() {
+                    Ok(true) => break,
+                    Ok(false) if Instant::now() < end => std::thread::sleep(Duration::from_micros(200)),
+                    Ok(false) => return Ok(false),
+                    Err(failure) => return Err(self.memory_error(failure, "wait", 0, 0)),
+                }
             }
         }
+        Ok(true)
     }
 }
 
@@ -392,11 +411,16 @@ impl Driver for Cuda {
         }
         let address = address.map_err(|failure| self.no_memory(failure, bytes, what))?;
         self.allocations.insert(address, bytes);
+        self.more.counters.allocations += 1;
         Ok(address)
     }
 
     fn free(&mut self, address: u64) -> Result<(), DriverError> {
         self.opened.enter()?;
+        if self.more.pinned.remove(&address).is_some() {
+            // Its drop frees it; the driver waits for what still uses it.
+            return Ok(());
+        }
         let Some(bytes) = self.allocations.remove(&address) else {
             let detail = format!("no allocation of this cache on {} begins there", self.opened.short);
             return Err(DriverError::Memory { call: "free", address, bytes: 0, detail });
@@ -416,6 +440,7 @@ impl Driver for Cuda {
     fn download(&mut self, address: u64, data: &mut [u8]) -> Result<(), DriverError> {
         self.opened.enter()?;
         self.within("download", address, data.len())?;
+        self.more.counters.host_syncs += 1;
         self.stream
             .download(address, data)
             .map_err(|failure| self.memory_error(failure, "download", address, data.len()))?;
@@ -439,7 +464,12 @@ impl Driver for Cuda {
         self.opened.enter()?;
         let function = self.function(launch)?;
         self.queued.push(launch);
+        self.more.counters.launches += 1;
         self.queue(function, launch)
+    }
+
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        Some(self)
     }
 
     fn time(&mut self, launches: &[Launch], how: Timing) -> Result<Option<Vec<f32>>, DriverError> {
@@ -465,6 +495,7 @@ impl Drop for Cuda {
         }
         // SAFETY: dropped once, here; staging's copies are done.
         unsafe {
+            ManuallyDrop::drop(&mut self.more);
             ManuallyDrop::drop(&mut self.staging);
             ManuallyDrop::drop(&mut self.stream);
         }

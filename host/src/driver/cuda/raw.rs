@@ -175,6 +175,21 @@ impl Stream {
         check(unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.0) })
     }
 
+    /// Queues a copy to pinned host memory.
+    ///
+    /// # Safety
+    /// `to` is valid for `bytes` bytes until the copy is done.
+    pub(super) unsafe fn download_later(&self, to: *mut u8, from: u64, bytes: usize) -> Call {
+        // SAFETY: the caller's promise.
+        check(unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.0) })
+    }
+
+    /// Queues a write of one word.
+    pub(super) fn write(&self, address: u64, value: u32) -> Call {
+        // SAFETY: the driver checks the address; pinned memory that is mapped lives until it is freed.
+        check(unsafe { sys::cuMemsetD32Async(address, value, 1, self.0) })
+    }
+
     /// Queues the writing of zeros; whole words only. The driver checks the address.
     pub(super) fn clear(&self, address: u64, bytes: usize) -> Call {
         // SAFETY: no host memory is touched.

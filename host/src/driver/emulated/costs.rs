@@ -42,6 +42,9 @@ impl Costs {
         scale: 1.0,
     };
 
+    /// The same with the link of a GH200: 450 GB/s each way by data sheet, 84 % of it assumed.
+    pub const GH200: Costs = Costs { name: "gh200", link: 378e3, ..Costs::H100 };
+
     /// The same for a cache `scale` times as large.
     pub fn scaled(self, scale: f64) -> Costs {
         Costs { scale, ..self }

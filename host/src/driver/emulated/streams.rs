@@ -452,6 +452,10 @@ impl Streams for Emulated {
         self.queue(stream, Work::Occupy { name, us }, enqueue)
     }
 
+    fn clock_us(&self) -> Option<f64> {
+        Some(self.modelled_us())
+    }
+
     fn trace(&mut self, on: bool) -> Result<(), DriverError> {
         self.queues.watched |= on;
         self.queues.spans = on.then(Vec::new);
