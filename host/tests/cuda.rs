@@ -628,8 +628,8 @@ fn a_resident_pipeline_step_waits_for_nothing_allocates_nothing_and_is_one_graph
         pipeline.step((&q).into(), (&kv).into(), (&kv).into()).unwrap();
     }
     assert_eq!(idle(), before, "no wait and no allocation");
-    // append, score, plan, attend, merge.
-    assert_eq!(turn.count("launch") - launches, 3 * 3 * 5);
+    // append, score, refine, plan, attend, merge.
+    assert_eq!(turn.count("launch") - launches, 3 * 3 * 6);
 
     pipeline.capture().unwrap();
     let before = idle();

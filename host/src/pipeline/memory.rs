@@ -10,7 +10,7 @@ use psa_codegen::{DeviceLimits, Launch, LaunchError, Region};
 use std::ops::Range;
 
 use crate::Shape;
-use crate::device::launches::{self, BatchAddresses, CacheAddresses, Step, StepAddresses};
+use crate::device::launches::{self, BatchAddresses, CacheAddresses, SecondLook, Step, StepAddresses};
 use crate::device::plans::PlanScratch;
 use crate::driver::{Driver, DriverError};
 
@@ -40,6 +40,8 @@ pub(super) struct Memory {
     pub(super) k: Region,
     pub(super) v: Region,
     pub(super) log_mass: Region,
+    /// One layer after the other uses it: they are queued on one stream.
+    pub(super) second_look: SecondLook,
     pub(super) order: Region,
     pub(super) count: Region,
     pub(super) peak: Region,
@@ -91,6 +93,18 @@ impl Memory {
             run_peak: scratch(run_peak, "run_peak")?,
             run_mass: scratch(run_mass, "run_mass")?,
         };
+        let second_look = match kind {
+            MirrorKind::Nested => SecondLook {
+                doubt: scratch(heads * max_blocks, "doubt")?,
+                threshold: scratch(4 * heads, "threshold")?,
+                looks: scratch(8 * rows, "looks")?,
+            },
+            _ => SecondLook::NONE,
+        };
+        if kind == MirrorKind::Nested {
+            // The counters of a row are 0 before its first step, and again after each.
+            driver.upload(second_look.looks.address(), &vec![0; 8 * rows])?;
+        }
         let mut region = |bytes: usize, what: &str| driver.region(bytes, what);
         Ok(Memory {
             shape,
@@ -112,6 +126,7 @@ impl Memory {
             k: region(2 * layers * rows * d, "k")?,
             v: region(2 * layers * rows * d, "v")?,
             log_mass: region(4 * heads * max_blocks, "log_mass")?,
+            second_look,
             order: region(4 * rows * max_blocks, "order")?,
             count: region(4 * rows, "count")?,
             peak: region(4 * heads, "peak")?,
@@ -127,7 +142,7 @@ impl Memory {
     }
 
     /// Every allocation.
-    pub(super) fn regions(&self) -> [Region; 24] {
+    pub(super) fn regions(&self) -> [Region; 27] {
         [
             self.arena,
             self.mirror,
@@ -153,6 +168,9 @@ impl Memory {
             self.plan_scratch.keys,
             self.plan_scratch.run_peak,
             self.plan_scratch.run_mass,
+            self.second_look.doubt,
+            self.second_look.threshold,
+            self.second_look.looks,
         ]
     }
 
@@ -226,6 +244,11 @@ impl Memory {
             count: of(self.count, 4),
             peak: of(self.peak, 4 * group),
             rest: of(self.rest, 8 * group),
+            second_look: SecondLook {
+                doubt: of(self.second_look.doubt, group * self.max_blocks),
+                threshold: of(self.second_look.threshold, 4 * group),
+                looks: of(self.second_look.looks, 8),
+            },
             // Only `plan` uses it, which runs over all rows.
             plan_scratch: self.plan_scratch,
             partial: of(self.partial, 4 * group * max_splits * d),

@@ -68,7 +68,7 @@ impl Default for PipelineConfig {
             sequences: 1,
             max_tokens: 8192,
             device_slots: None,
-            mirror: Mirror::Bits2,
+            mirror: Mirror::Nested,
             forced: Forced::default(),
             scheme: Scheme::Pipelined,
             // 64 blocks of 8 KiB take 10 us on PCIe 5, four times what queueing a chunk costs the host.
@@ -184,7 +184,7 @@ impl DecodePipeline {
             return Err(Error::Unsupported {
                 what: format!("a mirror of {:?}", config.mirror),
                 device,
-                supported: "mirrors of 2, 4 and box",
+                supported: "mirrors of 2+2, 2, 4 and box",
             });
         };
         if config.sequences == 0 {
