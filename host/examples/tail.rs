@@ -10,7 +10,8 @@
 //! * groups whole: of the group, read or not;
 //! * blocks: of the block itself;
 //! * groups, half: the groups that hold the larger half of the unread mass, one mean for the others;
-//! * one, groups, at half weight: `R_b / 2` instead of `R_b`.
+//! * all: of all tokens in full groups of 64, read or not, one running sum that no read takes part in;
+//! * one, groups, all, at half weight: `R_b / 2` instead of `R_b`.
 //!
 //! Each variant is compared with reading more blocks instead: bytes at which it reaches the output error that plain
 //! `progressive:0.95` has.
@@ -29,7 +30,7 @@ use psa::{CacheConfig, Capacity, DecodePlan, Device, Dtype, KvCache, Mirror, Pol
 const BLOCK: usize = 16;
 const GROUP: usize = 64;
 const MASSES: [f32; 9] = [0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.98, 0.99];
-const VARIANTS: [&str; 8] = [
+const VARIANTS: [&str; 10] = [
     "none",
     "one",
     "groups",
@@ -38,6 +39,8 @@ const VARIANTS: [&str; 8] = [
     "groups, half",
     "one, half weight",
     "groups, half weight",
+    "all",
+    "all, half weight",
 ];
 
 /// Sums over steps of one (mass, variant).
@@ -112,6 +115,12 @@ fn means(variant: &str, values: &Values, unread: &[bool], weights: &[f64]) -> (V
         "none" => {}
         "one" | "one, half weight" => {
             let mean = one();
+            bytes += 4.0 * d as f64;
+            (0..blocks).filter(|&b| unread[b]).for_each(|b| means[b] = Some(mean.clone()));
+        }
+        "all" | "all, half weight" => {
+            let (sum, tokens) = values.sum(0..values.tokens.iter().sum::<f64>() as usize / GROUP * per_group);
+            let mean = scaled(&sum, 1.0 / tokens.max(1.0));
             bytes += 4.0 * d as f64;
             (0..blocks).filter(|&b| unread[b]).for_each(|b| means[b] = Some(mean.clone()));
         }

@@ -16,10 +16,12 @@ pub use rebuild::{Rebuilt, Shortened};
 use crate::backend::{AppendStep, Backend, BackendSpec, RecentStep};
 use crate::pool::{Pool, TableExtents};
 use crate::residency::{Clock, DECAY, Frequency, Lru, Residency};
+use crate::tail::ValueSums;
 use crate::tier::HostTier;
 use crate::{Device, Error, Forced, Mirror, MirrorFormat, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, QUANT_GROUP, blocks};
 use std::fmt;
+use std::ops::Range;
 
 /// How much a cache can hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +135,7 @@ pub struct KvCache {
     last_layer: usize,
     /// First row of the batch whose call began the step: a layer of a step may be several calls, on other rows.
     first_row: Option<u32>,
+    pub(crate) value_sums: ValueSums,
     pub(crate) backend: Box<dyn Backend>,
 }
 
@@ -219,6 +222,7 @@ impl KvCache {
             traffic: Traffic::default(),
             last_layer: 0,
             first_row: None,
+            value_sums: ValueSums::default(),
             backend,
         })
     }
@@ -279,7 +283,9 @@ impl KvCache {
     /// # Errors
     /// [`Error::UnknownSequence`].
     pub fn remove_sequence(&mut self, sequence: SequenceId) -> Result<(), Error> {
-        self.pool.remove_sequence(sequence)
+        self.pool.remove_sequence(sequence)?;
+        self.value_sums.forget(sequence);
+        Ok(())
     }
 
     /// Tokens that the sequence has in every layer.
@@ -428,22 +434,35 @@ impl KvCache {
         tokens: usize,
     ) -> Result<(Vec<u16>, Vec<u16>), Error> {
         let tokens = tokens.min(self.layer_len(sequence, layer)?);
-        let Shape { kv_heads, head_dim, .. } = self.shape;
+        let kv_heads = self.shape.kv_heads;
         if kv_head >= kv_heads {
             return Err(Error::Config {
                 what: format!("KV head {kv_head}"),
                 remedy: format!("the cache has {kv_heads} (0 to {})", kv_heads - 1),
             });
         }
+        self.tokens_of(sequence, layer, kv_head, 0..tokens)
+    }
+
+    /// The same of some tokens that are there; the first is the first of a block.
+    pub(crate) fn tokens_of(
+        &mut self,
+        sequence: SequenceId,
+        layer: usize,
+        kv_head: usize,
+        tokens: Range<usize>,
+    ) -> Result<(Vec<u16>, Vec<u16>), Error> {
+        let head_dim = self.shape.head_dim;
         let tables = self.pool.tables();
         let row = tables.extents.row(self.pool.index(sequence)?, layer, kv_head);
-        let (mut k, mut v) = (vec![0; tokens * head_dim], vec![0; tokens * head_dim]);
+        let (mut k, mut v) = (vec![0; tokens.len() * head_dim], vec![0; tokens.len() * head_dim]);
+        let (first, last) = (tokens.start / BLOCK, blocks(tokens.end));
         let Some(tier) = &self.tier else {
-            self.backend.read_tokens(&tables.slots(row)[..blocks(tokens)], &mut k, &mut v)?;
+            self.backend.read_tokens(&tables.slots(row)[first..last], &mut k, &mut v)?;
             return Ok((k, v));
         };
         let parts = k.chunks_mut(BLOCK * head_dim).zip(v.chunks_mut(BLOCK * head_dim));
-        for (block, (k, v)) in parts.enumerate() {
+        for (block, (k, v)) in (first..).zip(parts) {
             match self.pool.block_of(row, block) {
                 (_, Some(slot)) => self.backend.read_tokens(&[slot], k, v)?,
                 (home, None) => tier.read_tokens(home, k, v),

@@ -8,6 +8,7 @@ use crate::backend::{DecodeRecord, DecodeResult, DecodeStep, Ranking};
 use crate::certificate::round_up;
 use crate::ranges::ValueRange;
 use crate::short::{decode_apart, reads_whole};
+use crate::tail;
 use crate::{Error, KvCache, Policy, Rows, SequenceId, Shape};
 use kernels_gpu::layout::{BLOCK, blocks};
 
@@ -46,7 +47,7 @@ pub struct HeadRead<'a> {
     pub blocks_total: usize,
     /// Chunks of up to 8 blocks that were read after the plan.
     pub topups: usize,
-    /// Mirror bytes read to make the plan.
+    /// Mirror bytes read to make the plan, and those of the mean V where the tail is compensated.
     pub metadata_bytes: usize,
     /// Share of the softmax mass believed (by `certified`: certainly) read, for each query head of the group.
     pub mass: &'a [f32],
@@ -114,7 +115,8 @@ pub struct HeadReport {
     pub blocks_total: usize,
     /// Chunks of up to 8 blocks that were read after the plan.
     pub topups: usize,
-    /// Mirror bytes read to make the plan; the exactly scored open group not counted.
+    /// Mirror bytes read to make the plan, and those of the mean V where the tail is compensated; the exactly scored open
+    /// group not counted.
     pub metadata_bytes: usize,
     /// Share of the softmax mass believed read, for each query head of the group; by `certified` the share
     /// certainly read.
@@ -184,6 +186,8 @@ pub struct DecodePlan {
     lse: Vec<f32>,
     scale: f32,
     record: bool,
+    /// Weight of the mean V of what is not read; 0 for none.
+    tail: f32,
     layers: Vec<LayerState>,
 }
 
@@ -249,6 +253,7 @@ impl DecodePlan {
             lse: vec![0.0; sequences.len() * shape.q_heads],
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             record: false,
+            tail: 0.0,
             layers: (0..shape.layers).map(|_| LayerState::default()).collect(),
         })
     }
@@ -273,6 +278,32 @@ impl DecodePlan {
     pub fn with_record(mut self) -> DecodePlan {
         self.record = true;
         self
+    }
+
+    /// The same with tail compensation: what is not read counts as its believed mass times `weight`, at the mean of V over
+    /// the sequence's full groups of 64 tokens ([`crate::tail`]). [`TAIL_WEIGHT`](crate::tail::TAIL_WEIGHT) is the weight
+    /// that was measured to help, 0 switches it off. The lse stays that of what was read. A NaN or an infinity in any value
+    /// (only with `check_finite = false`) reaches every compensated output.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for a weight outside 0 to 1; [`Error::Policy`] for policies other than top-k, top-p and
+    /// progressive: the others read everything, estimate no mass, or promise a bound that this would void.
+    pub fn with_tail(mut self, weight: f32) -> Result<DecodePlan, Error> {
+        if !(0.0..=1.0).contains(&weight) {
+            return Err(Error::Config {
+                what: format!("a tail weight of {weight}"),
+                remedy: format!("use 0 to 1; {} helps", crate::tail::TAIL_WEIGHT),
+            });
+        }
+        if weight > 0.0 && !self.policy.estimates_rest() {
+            return Err(Error::Policy {
+                text: self.policy.to_string(),
+                reason: "tail compensation needs an estimate of the mass not read: use top-k, top-p or progressive"
+                    .into(),
+            });
+        }
+        self.tail = weight;
+        Ok(self)
     }
 
     /// Fewest and most blocks to read of each sequence, in every layer and KV head: `[batch]`. Forced blocks are
@@ -483,8 +514,15 @@ impl DecodePlan {
             sink: config.forced.sink,
             recent: config.forced.recent,
         };
+        if self.tail > 0.0 && cache.backend.defers_reports() {
+            return Err(Error::Unsupported {
+                what: "tail compensation while reports stay on the device".into(),
+                device: cache.device_name(),
+                supported: "tail compensation with reports of each step: KvCache::defer_reports(false)",
+            });
+        }
         let mut result = DecodeResult {
-            out,
+            out: &mut *out,
             lse,
             read: &mut state.read,
             mass: &mut state.mass,
@@ -497,6 +535,17 @@ impl DecodePlan {
             decode_apart(cache, &step, &state.whole, &mut result)?;
         } else {
             cache.decode(&step, &mut result)?;
+        }
+        if self.tail > 0.0 {
+            let LayerState { mass, metadata, .. } = state;
+            let row = head_dim * self.shape.group();
+            let rows = out.chunks_mut(row).zip(mass.chunks(self.shape.group())).zip(metadata);
+            for (row, ((out, mass), metadata)) in rows.enumerate() {
+                let (sequence, kv_head) = (self.sequences[row / kv_heads], row % kv_heads);
+                if mass.iter().any(|&mass| mass < 1.0) {
+                    *metadata += tail::compensate(cache, (sequence, layer, kv_head), self.tail, mass, out)?;
+                }
+            }
         }
         // Where the results stay on the device, the plan has none.
         state.done = !cache.backend.defers_reports();

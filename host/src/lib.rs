@@ -67,6 +67,7 @@ pub mod reference;
 pub mod residency;
 pub mod short;
 pub mod store;
+pub mod tail;
 pub mod telemetry;
 pub mod tier;
 pub mod timeline;

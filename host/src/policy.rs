@@ -122,6 +122,11 @@ impl Policy {
         }
     }
 
+    /// True where the policy leaves blocks unread and has an estimate, not a bound, of their mass.
+    pub(crate) fn estimates_rest(self) -> bool {
+        matches!(self, Policy::TopK(_) | Policy::TopP { .. } | Policy::Progressive { .. })
+    }
+
     /// True where the policy needs what only the cpu and the reference compute.
     pub(crate) fn needs_everything(self) -> bool {
         !self.reads_everything() && matches!(self, Policy::Oracle { .. } | Policy::Certified { .. })

@@ -22,6 +22,8 @@ fn config(tokens: usize, host: Option<usize>) -> CacheConfig {
         host: host.map(Capacity::Tokens),
         max_sequences: 6,
         max_tokens: Some(640),
+        // The poorer estimate: only where merge tops up is anything missing after the plan.
+        mirror: Mirror::Bits2,
         ..CacheConfig::default()
     }
 }

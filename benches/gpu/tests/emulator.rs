@@ -124,11 +124,13 @@ fn timings_come_with_bytes_shares_and_what_was_read() {
     assert_eq!((dense.blocks_read, dense.blocks_total), (1024, 1024));
     assert_eq!(dense.bytes, 1024 * 8192 + 2 * 32 * 128 * 2 + 2 * 32 * 129 * 4);
     assert_eq!(top_k.blocks_read, 7 * 16, "a tenth of 64, rounded up, of each row");
-    assert!(top_k.bytes < dense.bytes / 5);
-    assert_eq!((dense.median_us, top_k.median_us), (30.0, 40.0));
+    // .11 of the blocks; of the mirror .078 to .141 of the bytes of K and V.
+    assert!(top_k.bytes > dense.bytes / 6 && top_k.bytes < dense.bytes / 10 * 3);
+    // 10 us a launch: plan_identity, attend, merge; score_nested, refine, plan, attend, merge.
+    assert_eq!((dense.median_us, top_k.median_us), (30.0, 50.0));
     let share = dense.bytes as f64 / 30.0 / (copy.bytes as f64 / 256.0);
     assert!((dense.copy_share - share).abs() < 1e-9);
-    for stage in ["score", "plan", "attend", "merge"] {
+    for stage in ["score_nested", "refine", "plan", "attend", "merge"] {
         assert!(records.iter().any(|r| r.what == stage && r.bytes > 0 && r.median_us == 10.0), "{stage}");
     }
 }
@@ -186,7 +188,7 @@ fn sequences_of_a_rig_are_alike_and_give_what_the_toolkit_gives() {
     };
     let workload = psa_tests::Workload { shape, sequences: vec![sequence] };
     let policy = Policy::TopK(Budget::Fraction(0.1));
-    let own = psa_tests::run(&Device::emulator(), &workload, Mirror::Bits2, policy).unwrap();
+    let own = psa_tests::run(&Device::emulator(), &workload, Mirror::Nested, policy).unwrap();
     assert_eq!(own.out[0], first);
     rig.release(&mut driver).unwrap();
 }

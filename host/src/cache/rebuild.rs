@@ -75,6 +75,7 @@ impl KvCache {
             self.pool.reserve_for(sequence, 0)?;
             self.pool.truncate(sequence, tokens)?;
         }
+        self.value_sums.clear();
         self.pool.forget_device();
         self.backend = fresh;
         let made = self.make_pages();

@@ -28,7 +28,9 @@ impl KvCache {
     /// [`Error::UnknownSequence`]; [`Error::BeyondEnd`] where no layer has as many; [`Error::PoolExhausted`] where the
     /// sequence has a reservation that could not be kept, because others go on to hold its blocks.
     pub fn truncate(&mut self, sequence: SequenceId, tokens: usize) -> Result<(), Error> {
-        self.pool.truncate(sequence, tokens)
+        self.pool.truncate(sequence, tokens)?;
+        self.value_sums.cut(sequence, tokens);
+        Ok(())
     }
 
     /// Sets aside what a sequence needs to grow to `tokens` tokens in every layer, so that its appends up to there do

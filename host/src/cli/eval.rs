@@ -67,6 +67,7 @@ pub fn run(args: &EvalArgs) -> Result<Verdict, CliError> {
         device: device.clone(),
         forced: args.replay.forced(),
         limits: args.replay.limits(),
+        tail: args.replay.tail,
         queries: args.replay.queries,
         keep: false,
     };

@@ -103,6 +103,7 @@ pub fn run(args: &LengthsArgs) -> Result<Verdict, CliError> {
         device: device.clone(),
         forced: args.replay.forced(),
         limits: args.replay.limits(),
+        tail: args.replay.tail,
         queries: None,
         keep: false,
     };

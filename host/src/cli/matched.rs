@@ -120,6 +120,7 @@ pub fn run(args: &MatchArgs) -> Result<Verdict, CliError> {
         device: device.clone(),
         forced: args.replay.forced(),
         limits: args.replay.limits(),
+        tail: args.replay.tail,
         queries: None,
         keep: false,
     };

@@ -33,6 +33,10 @@ pub struct ReplayArgs {
     /// Most blocks that a step reads, besides those that are always read; dense has no limit
     #[arg(long, value_name = "BLOCKS", value_parser = parse_cap)]
     pub max_blocks: Option<u32>,
+    /// Adds what is not read as its believed mass times this weight, 0 to 1, at the mean of
+    /// V: tail compensation, of top-k, top-p and progressive; .5 was measured to help
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = parse_weight)]
+    pub tail: f32,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Backend::Cpu)]
     pub backend: Backend,
@@ -98,6 +102,13 @@ fn parse_cap(text: &str) -> Result<u32, String> {
         Ok(0) => Err("at least one block".into()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a number of blocks".into()),
+    }
+}
+
+fn parse_weight(text: &str) -> Result<f32, String> {
+    match text.parse() {
+        Ok(weight) if (0.0..=1.0).contains(&weight) => Ok(weight),
+        _ => Err("use 0 to 1".into()),
     }
 }
 

@@ -134,6 +134,7 @@ fn select(args: &PoolStudyArgs, file: &Path, progress: &Progress) -> Result<Acce
         device,
         forced: args.replay.forced(),
         limits: args.replay.limits(),
+        tail: args.replay.tail,
         queries: None,
         keep: true,
     };

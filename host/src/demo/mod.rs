@@ -76,6 +76,7 @@ pub fn run(args: &DemoArgs) -> Result<Verdict, CliError> {
             device: Device::cpu(),
             forced: Forced::default(),
             limits: BlockLimits::default(),
+            tail: 0.0,
             queries: None,
             keep: false,
         },

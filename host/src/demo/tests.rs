@@ -36,6 +36,7 @@ fn tuned_policies_reach_the_mark_and_no_smaller_parameter_does() {
         device: Device::cpu(),
         forced: Forced::default(),
         limits: Default::default(),
+        tail: 0.0,
         queries: Some(16),
         keep: false,
     };
@@ -73,6 +74,7 @@ fn the_shipped_ptx_reads_the_blocks_that_the_cpu_reads() {
         device: Device::cpu(),
         forced: Forced::default(),
         limits: Default::default(),
+        tail: 0.0,
         queries: None,
         keep: false,
     };
@@ -91,6 +93,7 @@ fn differences_in_blocks_or_outputs_are_bad() {
         device: Device::cpu(),
         forced: Forced::default(),
         limits: Default::default(),
+        tail: 0.0,
         queries: Some(1),
         keep: true,
     };

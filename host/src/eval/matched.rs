@@ -354,6 +354,7 @@ mod tests {
             device: Device::cpu(),
             forced: Forced::default(),
             limits: Default::default(),
+            tail: 0.0,
             queries: None,
             keep: false,
         };

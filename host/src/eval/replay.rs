@@ -54,6 +54,8 @@ pub struct ReplayOptions {
     pub forced: Forced,
     /// Fewest and most blocks of a step.
     pub limits: BlockLimits,
+    /// Weight of the tail compensation ([`crate::tail`]) of the policies that can have one; 0 for none.
+    pub tail: f32,
     /// The last so many queries of each case; all of them where `None`.
     pub queries: Option<usize>,
     /// Keep [`Step::selection`] and [`Step::out`].
@@ -294,6 +296,7 @@ impl<'a> Run<'a> {
             DecodePlan::new(&cache, &[sequence], policy)
                 .and_then(|plan| plan.with_scale(scale))
                 .map(DecodePlan::with_record)
+                .and_then(|plan| plan.with_tail(if policy.estimates_rest() { options.tail } else { 0.0 }))
                 .and_then(|mut plan| plan.set_block_limits(&[options.limits]).map(|()| plan))
                 .map_err(|source| failed(policy.to_string(), source))
         });

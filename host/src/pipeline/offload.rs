@@ -2,10 +2,12 @@
 //!
 //! Three streams: *compute* (the main one), *fetch* (tier to slots), *back* (plans, results and full blocks to the host).
 //!
-//!     compute  append score plan | attend of complete rows | attend chunk 0 | attend chunk 1 | merge | merge again ..
-//!     back                   order, count, flag                                                    read, mass, flag
-//!     fetch                        chunk 0 | chunk 1 | .. | ahead
-//!     host                         looks, decides, queues                                          looks, queues
+//! ```text
+//! compute  append score refine plan | attend of complete rows | attend chunk 0 | attend chunk 1 | merge | merge again ..
+//! back                       order, count, flag                                                    read, mass, flag
+//! fetch                            chunk 0 | chunk 1 | .. | ahead
+//! host                             looks, decides, queues                                          looks, queues
+//! ```
 //!
 //! A split's partial comes from one launch that reads all its blocks in order, and merge begins anew from the partials
 //! each time with a higher limit, so chunks change no bit. A limit lies whole top-up chunks above the count.

@@ -131,7 +131,7 @@ fn specialisations(extent: Extent) -> Vec<Case> {
         Extent::Smoke | Extent::Quick => &[1, 2, 4, 8],
         Extent::Full => &[1, 2, 3, 4, 5, 6, 7, 8],
     };
-    let lengths: &[usize] = if extent == Extent::Smoke { &[70, 1] } else { &[200, 1, 65, 391] };
+    let lengths: &[usize] = if extent == Extent::Smoke { &[150, 1] } else { &[200, 1, 65, 391] };
     let mut cases = Vec::new();
     for dtype in [Dtype::F16, Dtype::Bf16] {
         for head_dim in [64, 128] {

@@ -53,7 +53,7 @@ const EXACT: &[&str] = &[
 ];
 
 /// Operations that are exact for integers.
-const EXACT_ON_INTEGERS: &[&str] = &["add", "cvt", "div", "mad", "mul", "rem", "sad", "sub"];
+const EXACT_ON_INTEGERS: &[&str] = &["add", "atom", "cvt", "div", "mad", "mul", "red", "rem", "sad", "sub"];
 
 /// True for an opcode with modifiers that has one right result, whatever the machine.
 pub fn exact(opcode: &str) -> bool {

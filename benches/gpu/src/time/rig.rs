@@ -101,7 +101,8 @@ impl Reads {
         self.blocks_read * self.slot_bytes + mirror + self.query_bytes + self.out_bytes
     }
 
-    /// score_nested: coarse planes, queries, estimates written. refine: both planes of some blocks; queries. plan: estimates read, order written. attend: planned keys and
+    /// score_nested: coarse planes, queries, estimates written. refine: both planes of some blocks; queries. plan:
+    /// estimates read, order written. attend: planned keys and
     /// values, their order, queries. merge: partial results read, outputs written; top-ups.
     pub fn stage_bytes(&self, stage: &str) -> u64 {
         match stage {

@@ -10,6 +10,7 @@ fn options(device: Device) -> ReplayOptions {
         device,
         forced: Forced::default(),
         limits: BlockLimits::default(),
+        tail: 0.0,
         queries: None,
         keep: false,
     }
