@@ -47,7 +47,10 @@ pub fn from_dump(file: &str, bytes: &[u8], options: DumpOptions) -> Result<Trace
         .map_err(|source| TraceError::Container { file: file.to_owned(), source })?;
     let mut calls: BTreeMap<String, [Option<String>; 3]> = BTreeMap::new();
     let mut others = Vec::new();
-    for name in container.names() {
+    // In any order in the container: errors name the same tensors each time.
+    let mut present = container.names();
+    present.sort_unstable();
+    for name in present {
         match role(name) {
             Some((prefix, role)) => {
                 let slot = &mut calls.entry(prefix.to_owned()).or_default()[role];
@@ -60,7 +63,6 @@ pub fn from_dump(file: &str, bytes: &[u8], options: DumpOptions) -> Result<Trace
         }
     }
     if calls.is_empty() {
-        others.sort();
         others.truncate(8);
         let found = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
         return Err(dump(file, format!("no tensor is named as q, k or v; it holds {found}")));
