@@ -103,7 +103,12 @@ impl Chart {
         if let Some((value, text)) = &self.reference {
             let (_, y) = place((self.x.min, *value));
             svg.line((inner.x, y), (inner.x + inner.width, y), INK, 1.0, "5 4");
-            svg.note((inner.x + 6.0, y - 6.0), 12.0, Anchor::Start, text);
+            // Above the line, but where the heading is: there below it, at the far end.
+            if y - 20.0 > frame.y + 16.0 {
+                svg.note((inner.x + 6.0, y - 6.0), 12.0, Anchor::Start, text);
+            } else {
+                svg.note((inner.x + inner.width - 6.0, y + 16.0), 12.0, Anchor::End, text);
+            }
         }
         for series in &self.series {
             let points: Vec<_> = series.points.iter().map(|&point| place(point)).collect();
